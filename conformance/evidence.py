@@ -1,0 +1,145 @@
+"""What happened to one case, and what was concluded from it. Data only: no torch, no opinion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Verdict(StrEnum):
+    """What a record says about a case; see section 'Verdicts' of ARCHITECTURE.md."""
+
+    NATIVE = "native"
+    FALLBACK = "fallback"
+    WRONG = "wrong"
+    UNSUPPORTED = "unsupported"
+    CRASH = "crash"
+    TIMEOUT = "timeout"
+    ERROR = "error"
+    VACUOUS = "vacuous"
+
+
+class Outcome(StrEnum):
+    """How one check ended: it held, it failed, or it could not have failed."""
+
+    HELD = "held"
+    FAILED = "failed"
+    VACUOUS = "vacuous"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check's result: `expected` and `got` are short texts for a person."""
+
+    check: str
+    outcome: Outcome
+    expected: str
+    got: str
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What the run ran on; one of these heads every results file."""
+
+    suite: str
+    python: str
+    platform: str
+    cpu: str
+    isa: str
+    packages: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Which case a record is about, with all that a report shows of it.
+
+    `family` is the suite that the spec belongs to, `parameters` the matrix values as text,
+    `yaml` the spec as it stands in its file.
+    """
+
+    case: str
+    family: str
+    spec: str
+    mode: str
+    capture: str
+    parameters: Mapping[str, str]
+    seed: int
+    why: str
+    path: str
+    line: int
+    yaml: str
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Numbers taken from one case; None where there was nothing to measure.
+
+    `sqnr_db` final against float in dB; `max_abs` the largest absolute difference from float;
+    `max_quanta` the same in steps of the output scale; `exact`, `tie`, `wrong` count the
+    roundings of the final form, judged one by one against exact arithmetic.
+    """
+
+    sqnr_db: float | None = None
+    max_abs: float | None = None
+    max_quanta: float | None = None
+    debug_quanta: float | None = None
+    exact: int | None = None
+    tie: int | None = None
+    wrong: int | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """One case on one backend: one line of a results file."""
+
+    subject: Subject
+    backend: str
+    verdict: Verdict
+    stage: str | None = None
+    findings: tuple[Finding, ...] = ()
+    error: str | None = None
+    known: str | None = None
+    expected_ops: Mapping[str, int] = field(default_factory=dict)
+    float_ops: Mapping[str, int] = field(default_factory=dict)
+    executed_ops: Mapping[str, int] = field(default_factory=dict)
+    native_ops: Mapping[str, int] = field(default_factory=dict)
+    measures: Measures = Measures()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> bool:
+        """True where the run must not be called a success: neither native nor a known failure."""
+        return self.verdict is not Verdict.NATIVE and self.known is None
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as plain JSON values; `from_json` is its inverse."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Record:
+        """Rebuild a record from `to_json`; unknown keys raise TypeError."""
+        findings = tuple(
+            Finding(f["check"], Outcome(f["outcome"]), f["expected"], f["got"])
+            for f in data["findings"]
+        )
+        rest = {k: v for k, v in data.items() if k not in {"subject", "verdict", "findings", "measures"}}
+        return cls(
+            subject=Subject(**data["subject"]),
+            verdict=Verdict(data["verdict"]),
+            findings=findings,
+            measures=Measures(**data["measures"]),
+            **rest,
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    """The head of a results file: environment, backend and how many cases were planned."""
+
+    environment: Environment
+    backends: tuple[str, ...]
+    planned: int
+    command: str
+    started: str

@@ -1,0 +1,53 @@
+"""A quantization library on plain integer tensors: capture, prepare, calibrate, convert, lower.
+
+    graph = qlib.capture(module, inputs)          # one functional ATen graph
+    prepared = qlib.prepare(graph, "default")     # batch norms folded, observers placed
+    qlib.calibrate(prepared, batches)             # run on calibration data
+    debug = qlib.convert(prepared)                # quantize and dequantize around float operators
+    final = qlib.lower(debug)                     # integer kernels and integer weights
+
+The names below are imported when they are first used, so that the operator table can be read without torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "QParams": "qparams",
+    "QSpec": "qparams",
+    "DType": "qparams",
+    "QConfig": "qconfig",
+    "QConfigMapping": "qconfig",
+    "PRESETS": "qconfig",
+    "OPS": "ops",
+    "OBSERVERS": "observers",
+    "capture": "frontends.capture",
+    "check_inputs": "frontends.capture",
+    "prepare": "passes.prepare",
+    "calibrate": "quantize",
+    "convert": "passes.convert",
+    "lower": "passes.lower",
+    "quantize_model": "quantize",
+    "Quantized": "quantize",
+    "MODES": "quantize",
+    "executed_ops": "executed",
+    "implementation": "kernels",
+    "replay": "oracle",
+    "QlibError": "errors",
+    "CaptureError": "errors",
+    "CalibrationError": "errors",
+    "QConfigError": "errors",
+    "ConversionError": "errors",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'qlib' has no attribute {name!r}")
+    value = getattr(import_module(f"qlib.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,60 @@
+"""What a graph executes, by exact canonical names."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from qlib.graph import op_name
+from qlib.kernels import KERNELS
+from qlib.ops import BY_HEAD, Op
+
+_TO_FLOAT = frozenset({"qlib::dequantize_per_tensor", "qlib::dequantize_per_channel", "qlib::choose_qparams"})
+
+
+def executed_ops(model: fx.GraphModule) -> dict[str, int]:
+    """Count the operators of a graph by canonical name: `quantized::X` on integers, `aten::X` in float.
+
+    Fetching an item of a list is not counted.
+    """
+    counts: Counter[str] = Counter()
+    integers: set[fx.Node] = set()
+    for node in model.graph.nodes:
+        name = _canonical(node, integers)
+        if name.startswith("quantized::") and op_name(node) not in _TO_FLOAT and not name.endswith("_dynamic"):
+            integers.add(node)
+        if name and op_name(node) != "getitem":
+            counts[name] += 1
+    return dict(sorted(counts.items()))
+
+
+def native_ops(model: fx.GraphModule) -> dict[str, int]:
+    """Count the operators of a graph by the names that torch knows them by."""
+    return dict(sorted(Counter(op_name(n) for n in model.graph.nodes if op_name(n).count("::")).items()))
+
+
+def _canonical(node: fx.Node, integers: set[fx.Node]) -> str:
+    name = op_name(node)
+    if name.startswith("qlib::"):
+        return f"quantized::{name.removeprefix('qlib::')}"
+    if any(source in integers for source in node.all_input_nodes):
+        row = next((op for op in BY_HEAD.get(name, ()) if _runs_as_it_is(op)), None)
+        return row.name if row is not None else name
+    return name
+
+
+def _runs_as_it_is(op: Op) -> bool:
+    return KERNELS[op.kernel].schema is None
+
+
+def output_scales(model: fx.GraphModule) -> tuple[float | None, ...]:
+    """The step of each output tensor, nested outputs flattened in order; None for one that is no dequantized tensor."""
+    output = next(node for node in model.graph.nodes if node.op == "output")
+    return tuple(
+        float(node.args[1]) if node.target is torch.ops.qlib.dequantize_per_tensor.default else None  # type: ignore[arg-type]
+        for node in pytree.tree_leaves(output.args[0])
+        if isinstance(node, fx.Node)
+    )

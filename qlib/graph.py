@@ -1,0 +1,123 @@
+"""The graph that every pass works on: a `torch.fx` graph of ATen operators, in a module that can be saved and loaded."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import Argument
+
+
+class Model(fx.GraphModule):
+    """A `torch.fx.GraphModule` whose pickle imports this library first, so that a saved model finds its operators."""
+
+    def __reduce__(self) -> Any:
+        """Pickle as `fx.GraphModule` does, restored by a function of this library."""
+        restore, arguments = super().__reduce__()[:2]
+        return _restore, (restore, arguments)
+
+
+def _restore(restore: Any, arguments: tuple[Any, ...]) -> fx.GraphModule:
+    import qlib.kernels  # noqa: F401  (registers the operators)
+
+    module: fx.GraphModule = restore(*arguments)
+    return Model(module, module.graph)
+
+
+def copy_of(model: fx.GraphModule) -> Model:
+    """A new graph with the same names and metadata over the same parameters, so that a pass leaves its input alone."""
+    graph = fx.Graph()
+    values: dict[fx.Node, fx.Node] = {}
+    output = graph.graph_copy(model.graph, values)
+    for old, new in values.items():
+        new.meta = dict(old.meta)
+    if output is not None:
+        graph.output(output)
+    return Model(model, graph)
+
+
+def op_name(node: fx.Node) -> str:
+    """`aten::linear` for a call of any overload of it, `getitem` for Python's, and an empty string for other nodes."""
+    if node.op != "call_function":
+        return ""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return str(node.target._schema.name)
+    return "getitem" if node.target is operator.getitem else ""
+
+
+def nodes_in(argument: Argument) -> Iterator[fx.Node]:
+    """Every node within an argument, lists and tuples included, in order."""
+    if isinstance(argument, fx.Node):
+        yield argument
+    elif isinstance(argument, list | tuple):
+        for item in argument:
+            yield from nodes_in(item)
+    elif isinstance(argument, dict):
+        for item in argument.values():
+            yield from nodes_in(item)
+
+
+def attribute(model: nn.Module, target: str) -> Tensor:
+    """The tensor that a `get_attr` node with the dotted name `target` stands for."""
+    value: Any = model
+    for part in target.split("."):
+        value = getattr(value, part)
+    if not isinstance(value, Tensor):
+        raise TypeError(f"expected a tensor at {target!r}, found {type(value).__name__}")
+    return value
+
+
+def add_buffer(model: nn.Module, target: str, value: Tensor) -> str:
+    """Register `value` as a buffer under the dotted name `target`, or the next free one like it; returns the name."""
+    path, _, name = target.rpartition(".")
+    holder = model
+    for part in path.split(".") if path else ():
+        if not hasattr(holder, part):
+            holder.add_module(part, nn.Module())
+        holder = getattr(holder, part)
+    free, count = name, 0
+    while hasattr(holder, free):
+        count += 1
+        free = f"{name}_{count}"
+    holder.register_buffer(free, value)
+    return f"{path}.{free}" if path else free
+
+
+def get_attr(graph: fx.Graph, target: str) -> fx.Node:
+    """A `get_attr` node at the current insertion point; fx warns where a target does not exist yet, which can't be here."""
+    node = graph.create_node("get_attr", target)
+    node.meta = {"module_path": target.rpartition(".")[0]}
+    return node
+
+
+def finish(model: fx.GraphModule) -> None:
+    """Remove what nothing uses any more, nodes and state, check the graph and generate its code."""
+    model.graph.eliminate_dead_code()
+    drop_unused_state(model)
+    model.graph.lint()
+    model.recompile()
+
+
+def drop_unused_state(model: nn.Module) -> None:
+    """Delete parameters, buffers and submodules that no node of the graph refers to."""
+    graph = model.graph
+    assert isinstance(graph, fx.Graph)
+    used = {str(node.target) for node in graph.nodes if node.op in ("get_attr", "call_module")}
+    _drop(model, "", used)
+
+
+def _drop(module: nn.Module, prefix: str, used: set[str]) -> None:
+    for store in (module._parameters, module._buffers):
+        for name in [n for n in store if f"{prefix}{n}" not in used]:
+            del store[name]
+    for name, child in list(module._modules.items()):
+        path = f"{prefix}{name}"
+        if path in used or child is None:
+            continue
+        if not any(target.startswith(f"{path}.") for target in used):
+            del module._modules[name]
+        else:
+            _drop(child, f"{path}.", used)

@@ -1,0 +1,94 @@
+"""Operators that keep their input's parameters: pooling, and those that only move data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from qlib.arith import requantize
+from qlib.kernels.kernel import Implementation, Kernel, Site
+from qlib.ops import Op
+
+
+def _aten(op: Op) -> torch._ops.OpOverload:
+    packet = getattr(torch.ops.aten, op.chain[0].partition("::")[2])
+    overload: torch._ops.OpOverload = packet.default
+    return overload
+
+
+def _rest(op: Op) -> str:
+    """The schema of the float operator's arguments after the first."""
+    text = str(_aten(op)._schema).partition("Tensor self")[2]
+    return text.partition(") ->")[0].replace("SymInt", "int")
+
+
+def _first(value: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return value[0] if isinstance(value, tuple) else value
+
+
+def _monotone(dtype: torch.dtype) -> Callable[[Op], Implementation]:
+    """An operator that selects values by order does the same to integers as to the numbers they stand for."""
+
+    def build(op: Op) -> Implementation:
+        aten = _aten(op)
+        return lambda x, *rest: _first(aten(x.to(dtype), *rest)).to(x.dtype)
+
+    return build
+
+
+def _averaging(dtype: torch.dtype) -> Callable[[Op], Implementation]:
+    """A mean commutes with the scale: ``y = round(mean(x - zero_point)) + zero_point``."""
+
+    def build(op: Op) -> Implementation:
+        aten = _aten(op)
+
+        def run(x, zero_point, qmin, qmax, *rest):  # type: ignore[no-untyped-def]
+            return requantize(aten(x.to(dtype) - zero_point, *rest), 1.0, zero_point, qmin, qmax, x.dtype)
+
+        return run
+
+    return build
+
+
+def _monotone_arguments(site: Site) -> tuple[object, ...]:
+    return (site.sources[0].node, *site.match.head.args[1:])
+
+
+def _averaging_arguments(site: Site) -> tuple[object, ...]:
+    assert site.result is not None
+    bounds = (site.sources[0].zero_point, site.result.qmin, site.result.qmax)
+    return (site.sources[0].node, *bounds, *site.match.head.args[1:])
+
+
+def _pad_arguments(site: Site) -> tuple[object, ...]:
+    return (site.sources[0].node, site.match.head.args[1], site.sources[0].zero_point)
+
+
+def _monotone_fake(op: Op) -> Implementation:
+    return lambda x, *rest: _first(_aten(op)(x.to(torch.float32), *rest)).to(x.dtype)
+
+
+def _averaging_fake(op: Op) -> Implementation:
+    return lambda x, zero_point, qmin, qmax, *rest: _aten(op)(x.to(torch.float32), *rest).to(x.dtype)
+
+
+MONOTONE = Kernel(
+    "selection by order, on the integers as they are",
+    _monotone_arguments,
+    lambda op: f"(Tensor x{_rest(op)}) -> Tensor",
+    _monotone(torch.float64),
+    _monotone(torch.float32),
+    _monotone_fake,
+)
+AVERAGING = Kernel(
+    "mean of integers, rounded once",
+    _averaging_arguments,
+    lambda op: f"(Tensor x, int zero_point, int qmin, int qmax{_rest(op)}) -> Tensor",
+    _averaging(torch.float64),
+    _averaging(torch.float32),
+    _averaging_fake,
+)
+MOVE = Kernel("the float operator itself, on the integers as they are", _monotone_arguments)
+PAD = Kernel("padding with the zero point", _pad_arguments)

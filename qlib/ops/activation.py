@@ -1,0 +1,24 @@
+"""Functions of one tensor, element by element: tables with one entry for each stored integer."""
+
+from __future__ import annotations
+
+from qlib.ops.op import Family, Op
+
+
+def _table(name: str, family: Family, doc: str, interval: tuple[float, float] | None = None) -> Op:
+    return Op(f"quantized::{name}", family, (f"aten::{name}",), "table", doc, interval=interval)
+
+
+OPS = (
+    _table("relu", Family.SHARED, "max(x, 0)"),
+    _table("relu6", Family.SHARED, "min(max(x, 0), 6)"),
+    _table("hardtanh", Family.ARITHMETIC, "x clamped to an interval"),
+    _table("clamp", Family.ARITHMETIC, "x clamped to an interval, either bound optional"),
+    _table("hardswish", Family.OBSERVED, "x * relu6(x + 3) / 6"),
+    _table("elu", Family.OBSERVED, "x for x > 0, else alpha * (exp(x) - 1)"),
+    _table("leaky_relu", Family.OBSERVED, "x for x > 0, else slope * x"),
+    _table("silu", Family.OBSERVED, "x * sigmoid(x)"),
+    _table("gelu", Family.OBSERVED, "x times the normal distribution function of x"),
+    _table("sigmoid", Family.FIXED, "1 / (1 + exp(-x)), results in [0, 1]", (0.0, 1.0)),
+    _table("tanh", Family.FIXED, "hyperbolic tangent, results in [-1, 1]", (-1.0, 1.0)),
+)

@@ -1,0 +1,69 @@
+"""What an operator is: one row. Imports no torch, so that names can be checked without it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Family(StrEnum):
+    """How an operator takes part in quantization.
+
+    WEIGHTED    has a constant weight; starts a quantized region; results have their own range
+    OBSERVED    no weight, otherwise as WEIGHTED
+    ARITHMETIC  quantized only where all its inputs are; results have their own range
+    SHARED      quantized only where its input is; results keep the input's parameters
+    FIXED       quantized only where its input is; the range of its results is known beforehand
+    """
+
+    WEIGHTED = "weighted"
+    OBSERVED = "observed"
+    ARITHMETIC = "arithmetic"
+    SHARED = "shared"
+    FIXED = "fixed"
+
+
+class When(StrEnum):
+    """When the range of an operator's inputs is known."""
+
+    STATIC = "static"
+    DYNAMIC = "dynamic"
+
+
+@dataclass(frozen=True)
+class Op:
+    """One quantized operator; every step of the library reads what it needs from here.
+
+    name        canonical name
+    family      how annotation treats it
+    chain       the float operators that it stands for, in the order in which one value flows through them
+    kernel      the kernel that computes it, an entry of `qlib.kernels.KERNELS`
+    doc         one line for people
+    when        static: inputs are quantized beforehand; dynamic: by their range at run time
+    operands    positions, in the first operator of the chain, of the float tensors (or lists of them) to quantize
+    parameters  positions that may hold constant tensors (weights, statistics); all others hold plain numbers
+    weight      position of the weight, None where there is none
+    bias        position of the bias, None where there is none
+    weight_axis axis of the weight that counts the output channels
+    interval    the known range of the results of a FIXED operator
+    zero_at     position of an argument that must be zero, None where there is none
+    """
+
+    name: str
+    family: Family
+    chain: tuple[str, ...]
+    kernel: str
+    doc: str
+    when: When = When.STATIC
+    operands: tuple[int, ...] = (0,)
+    parameters: tuple[int, ...] = ()
+    weight: int | None = None
+    bias: int | None = None
+    weight_axis: int = 0
+    interval: tuple[float, float] | None = None
+    zero_at: int | None = None
+
+    @property
+    def short_name(self) -> str:
+        """The name without its namespace; the library operator is called the same."""
+        return self.name.partition("::")[2]

@@ -1,0 +1,198 @@
+"""Explaining a run: what each value of the final form should have been, in exact arithmetic, given the values before it.
+
+The debug form is walked in float64. At each tensor that the final form holds too, the exact real number before rounding is
+noted beside what the final form made of it, and the walk goes on from the final form's own value. So a rounding is judged
+by itself, and a tie at one operator is not mistaken for an error at the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+import qlib.kernels  # noqa: F401  (registers the operators)
+from qlib.graph import attribute
+
+Value = Any
+
+
+@dataclass(frozen=True)
+class Step:
+    """One tensor that was computed, and what it should be.
+
+    `real` is the exact number: before rounding, in steps of the scale and without the zero point, where `zero_point` is
+    given; in real units where it is None. `given` is what the form made of it. `magnitude` bounds the terms that were added up
+    to `real`, in the same unit, and so the error that float32 may make.
+    """
+
+    name: str
+    operator: str
+    real: Tensor
+    given: Tensor
+    magnitude: Tensor
+    zero_point: int | None = None
+    qmin: int = 0
+    qmax: int = 0
+
+
+@dataclass(frozen=True)
+class Replay:
+    """All the steps of one run, in order, and the outputs that follow exactly from the last of them, in float64."""
+
+    steps: tuple[Step, ...]
+    outputs: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class _Exact:
+    """A value in float64, and the same operators' result on absolute values: a bound for the terms of its sums."""
+
+    value: Value
+    size: Value
+
+
+Look = Callable[[fx.Node], Any]
+
+
+def _walk(graph: fx.Graph, inputs: Sequence[Any], visit: Callable[[fx.Node, Look], Any]) -> Value:
+    """Visit the nodes in order, each with a look-up of what the earlier ones gave; returns what the output refers to."""
+    values: dict[fx.Node, Any] = {}
+    arguments = iter(inputs)
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            values[node] = next(arguments)
+        elif node.op == "output":
+            return fx.node.map_arg(node.args[0], values.__getitem__)
+        else:
+            values[node] = visit(node, values.__getitem__)
+    raise ValueError("the graph has no output")
+
+
+def values_of(model: fx.GraphModule, inputs: Sequence[Tensor]) -> dict[str, Value]:
+    """Run a form and return the value of each of its nodes, under the name of the debug node that it takes the place of."""
+    found: dict[str, Value] = {}
+
+    def visit(node: fx.Node, look: Look) -> Value:
+        value = attribute(model, str(node.target)).detach() if node.op == "get_attr" else _call(node, look)
+        found[node.meta.get("replaces", node.name)] = value
+        return value
+
+    with torch.no_grad():
+        _walk(model.graph, [x.clone() for x in inputs], visit)
+    return found
+
+
+def _call(node: fx.Node, look: Look) -> Value:
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), look)
+    assert callable(node.target)
+    return node.target(*args, **kwargs)
+
+
+def replay(debug: fx.GraphModule, form: fx.GraphModule, inputs: Sequence[Tensor]) -> Replay:
+    """Explain each value of `form` (the final form, or the debug form itself) by the debug form in float64.
+
+    `inputs` are the tensors that both are called with; they are not changed. Operators that `form` computes in float, as the
+    debug form does, are taken as they come: what is explained is each quantize and each kernel.
+    """
+    given = values_of(form, inputs)
+    kernels = {str(node.meta["replaces"]) for node in form.graph.nodes if "replaces" in node.meta}
+    steps: list[Step] = []
+
+    def visit(node: fx.Node, look: Look) -> _Exact:
+        exact, step = _explain(debug, node, look, given, node.name in kernels)
+        if step is not None:
+            steps.append(step)
+        return exact
+
+    with torch.no_grad():
+        outputs = _walk(debug.graph, [_double(x.clone()) for x in inputs], visit)
+    leaves = pytree.tree_leaves(outputs)
+    return Replay(tuple(steps), tuple(leaf.value for leaf in leaves if isinstance(leaf, _Exact)))
+
+
+def _double(value: Value) -> _Exact:
+    def convert(x: Value) -> Value:
+        return x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
+
+    def absolute(x: Value) -> Value:
+        return x.abs() if isinstance(x, Tensor) and x.is_floating_point() else x
+
+    value = pytree.tree_map(convert, value)
+    return _Exact(value, pytree.tree_map(absolute, value))
+
+
+def _explain(
+    debug: fx.GraphModule, node: fx.Node, look: Look, given: Mapping[str, Value], by_kernel: bool
+) -> tuple[_Exact, Step | None]:
+    if node.op == "get_attr":
+        return _double(attribute(debug, str(node.target)).detach()), None
+    if node.target in _ALONE:
+        return _ALONE[node.target](node, lambda n: look(n).value), None
+    if node.target is torch.ops.qlib.quantize_per_tensor.default:
+        return _rounding(node, look(node.args[0]), given)  # type: ignore[arg-type]
+    value = _call(node, lambda n: look(n).value)
+    size = _call(node, lambda n: look(n).size)
+    # A list of tensors that a kernel made holds integers; its items are judged where they are rounded.
+    if node.name not in given or (by_kernel and not isinstance(value, Tensor)):
+        return _Exact(value, pytree.tree_map(_larger, value, size)), None
+    step = Step(node.name, _name(node), value, given[node.name], _larger(value, size)) if by_kernel else None
+    return _double(given[node.name]), step
+
+
+def _larger(value: Value, size: Value) -> Value:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return value
+    return torch.maximum(value.abs(), size.abs().nan_to_num(0.0))
+
+
+def _name(node: fx.Node) -> str:
+    return str(node.target).removesuffix(".default")
+
+
+def _rounding(node: fx.Node, x: _Exact, given: Mapping[str, Value]) -> tuple[_Exact, Step | None]:
+    scale, zero_point, qmin, qmax = (float(node.args[1]), int(node.args[2]), int(node.args[3]), int(node.args[4]))  # type: ignore[arg-type]
+    real = x.value / scale
+    if node.name not in given:
+        return _Exact((real.round() + zero_point).clamp(qmin, qmax), None), None
+    result = given[node.name]
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    return _Exact(result, None), Step(node.name, _name(source), real, result, x.size / scale, zero_point, qmin, qmax)
+
+
+def _dequantized(node: fx.Node, look: Look) -> _Exact:
+    """``scale * (q - zero_point)`` in float64, written out here so that it does not rest on the arithmetic it is to judge."""
+    q, scale, zero_point = (look(a) if isinstance(a, fx.Node) else a for a in node.args[:3])
+    if len(node.args) == 4:
+        shape = [1] * q.dim()
+        shape[int(node.args[3])] = -1  # type: ignore[arg-type]
+        scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
+    value = (q.double() - zero_point) * scale
+    return _Exact(value, value.abs())
+
+
+def _at_run_time(node: fx.Node, look: Look) -> _Exact:
+    """Parameters chosen at run time follow from the float32 tensor that the kernel saw."""
+
+    def single(n: fx.Node) -> Value:
+        value = look(n)
+        return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    value = _call(node, single)
+    return _Exact(value, value)
+
+
+_OPS = torch.ops.qlib
+# Nodes whose values are computed without being judged.
+_ALONE: dict[Any, Callable[[fx.Node, Look], _Exact]] = {
+    _OPS.dequantize_per_tensor.default: _dequantized,
+    _OPS.dequantize_per_tensor.tensor: _dequantized,
+    _OPS.dequantize_per_channel.default: _dequantized,
+    _OPS.choose_qparams.default: _at_run_time,
+    _OPS.quantize_per_tensor.tensor: _at_run_time,
+}

@@ -1,0 +1,67 @@
+"""Batch normalisation folded into the convolution or linear layer before it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx
+
+from qlib.graph import add_buffer, attribute, finish, get_attr, op_name
+
+# The operators that a batch normalisation may follow, with the axis of the weight that counts output channels.
+FOLDABLE = {"aten::conv1d": 0, "aten::conv2d": 0, "aten::conv3d": 0, "aten::linear": 0}
+
+
+def fold_batch_norm(model: fx.GraphModule) -> fx.GraphModule:
+    """Fold every batch normalisation in evaluation mode into the layer before it, in place; returns `model`.
+
+    ``W' = W * gamma / sqrt(var + eps)``, ``b' = (b - mean) * gamma / sqrt(var + eps) + beta`` (Jacob et al. 2018,
+    section 3.2), in float64. A layer whose result is used elsewhere too, or whose weight is computed, is left alone.
+    """
+    for norm in list(model.graph.nodes):
+        if op_name(norm) == "aten::batch_norm" and _can_fold(norm):
+            _fold(model, norm.args[0], norm)
+    finish(model)
+    return model
+
+
+def _can_fold(norm: fx.Node) -> bool:
+    layer, training = norm.args[0], norm.args[5]
+    if training or not isinstance(layer, fx.Node) or op_name(layer) not in FOLDABLE or len(layer.users) != 1:
+        return False
+    # A batch norm works along dimension 1, which is a linear layer's output only where there are two dimensions.
+    if op_name(layer) == "aten::linear" and len(norm.meta["shape"]) != 2:
+        return False
+    constants = [layer.args[1], layer.args[2], *norm.args[1:5]]
+    return all(node is None or (isinstance(node, fx.Node) and node.op == "get_attr") for node in constants) and None not in (
+        layer.args[1],
+        norm.args[3],
+        norm.args[4],
+    )
+
+
+def _fold(model: fx.GraphModule, layer: fx.Node, norm: fx.Node) -> None:
+    def value(node: object, default: float, like: Tensor) -> Tensor:
+        if isinstance(node, fx.Node):
+            return attribute(model, str(node.target)).detach().double()
+        return torch.full_like(like, default)
+
+    weight = attribute(model, str(layer.args[1].target)).detach()  # type: ignore[union-attr]
+    mean = attribute(model, str(norm.args[3].target)).detach().double()  # type: ignore[union-attr]
+    variance = value(norm.args[4], 1.0, mean)
+    gamma, beta = value(norm.args[1], 1.0, mean), value(norm.args[2], 0.0, mean)
+    factor = gamma / torch.sqrt(variance + float(norm.args[7]))  # type: ignore[arg-type]
+    shape = [1] * weight.dim()
+    shape[FOLDABLE[op_name(layer)]] = -1
+    folded = (weight.double() * factor.reshape(shape)).to(weight.dtype)
+    bias = ((value(layer.args[2], 0.0, mean) - mean) * factor + beta).to(weight.dtype)
+
+    path = str(layer.meta.get("module_path", ""))
+    with model.graph.inserting_before(layer):
+        new = []
+        for name, tensor in (("weight_folded", folded), ("bias_folded", bias)):
+            node = get_attr(model.graph, add_buffer(model, f"{path}.{name}" if path else name, tensor))
+            node.meta.update(shape=tuple(tensor.shape), dtype=tensor.dtype)
+            new.append(node)
+    layer.args = (layer.args[0], *new, *layer.args[3:])
+    norm.replace_all_uses_with(layer)
+    model.graph.erase_node(norm)

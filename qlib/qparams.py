@@ -1,0 +1,103 @@
+"""How a tensor is quantized: the parameters themselves, and the description they are computed from. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class DType(StrEnum):
+    """Integer types by name; the 4-bit types are stored in a byte and differ in their range only."""
+
+    UINT8 = "uint8"
+    INT8 = "int8"
+    INT16 = "int16"
+    INT32 = "int32"
+    UINT4 = "uint4"
+    INT4 = "int4"
+
+
+class RangeFrom(StrEnum):
+    """Where the range of a tensor comes from."""
+
+    CALIBRATION = "calibration"
+    RUNTIME = "runtime"
+    FIXED = "fixed"
+
+
+RANGES: dict[DType, tuple[int, int]] = {
+    DType.UINT8: (0, 255),
+    DType.INT8: (-128, 127),
+    DType.INT16: (-32768, 32767),
+    DType.INT32: (-(2**31), 2**31 - 1),
+    DType.UINT4: (0, 15),
+    DType.INT4: (-8, 7),
+}
+
+
+@dataclass(frozen=True)
+class QParams:
+    """The map between stored integers and real numbers: ``real = scale * (stored - zero_point)``.
+
+    `scale` (float32 values) and `zero_point` (int32 values) are 0-dimensional tensors, or 1-dimensional with one entry
+    for each index along `axis`. Stored values lie in ``[qmin, qmax]`` and are kept in a tensor of `dtype`.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    qmin: int
+    qmax: int
+    dtype: DType
+    axis: int | None = None
+
+
+@dataclass(frozen=True)
+class QSpec:
+    """The description that one tensor's `QParams` are computed from.
+
+    `qmin` and `qmax` default to the whole range of `dtype`, or to a range that is symmetric about zero where
+    `symmetric` asks for zero point = 0 on a signed type. `axis` asks for one scale per index along that axis.
+    `observer` names an entry of `qlib.observers.OBSERVERS`. `scale` and `zero_point` are given for the fixed observer only.
+    Raises ValueError for a range that the dtype can't hold or that is empty, and for contradictory fields.
+    """
+
+    dtype: DType = DType.UINT8
+    qmin: int | None = None
+    qmax: int | None = None
+    symmetric: bool = False
+    axis: int | None = None
+    observer: str = "min_max"
+    scale: float | None = None
+    zero_point: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the fields against each other, so that every later step may trust them."""
+        low, high = RANGES[DType(self.dtype)]
+        qmin, qmax = self.range
+        if not low <= qmin < qmax <= high:
+            raise ValueError(
+                f"the range [{qmin}, {qmax}] does not fit {self.dtype}: expected {low} <= qmin < qmax <= {high}"
+            )
+        if (self.observer == "fixed") != (self.scale is not None):
+            raise ValueError("scale is given if and only if the observer is 'fixed'")
+        if self.scale is not None and not 0.0 < self.scale < float("inf"):
+            raise ValueError(f"a scale is a positive finite number, found {self.scale}")
+        if self.zero_point is not None and not qmin <= self.zero_point <= qmax:
+            raise ValueError(f"the zero point {self.zero_point} lies outside [{qmin}, {qmax}]")
+
+    @property
+    def range(self) -> tuple[int, int]:
+        """The least and the greatest stored integer."""
+        low, high = RANGES[DType(self.dtype)]
+        if self.symmetric and low < 0:
+            low += 1
+        return (low if self.qmin is None else self.qmin, high if self.qmax is None else self.qmax)
+
+    @property
+    def range_from(self) -> RangeFrom:
+        """Where the range comes from; it follows from the observer."""
+        return {"runtime": RangeFrom.RUNTIME, "fixed": RangeFrom.FIXED}.get(self.observer, RangeFrom.CALIBRATION)
