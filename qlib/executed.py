@@ -15,20 +15,25 @@ from qlib.ops import BY_HEAD, Op
 _TO_FLOAT = frozenset({"qlib::dequantize_per_tensor", "qlib::dequantize_per_channel", "qlib::choose_qparams"})
 
 
-def executed_ops(model: fx.GraphModule) -> dict[str, int]:
-    """Count the operators of a graph by canonical name: `quantized::X` on integers, `aten::X` in float.
+def sequence(model: fx.GraphModule) -> tuple[str, ...]:
+    """The operators of a graph in order, by canonical name: `quantized::X` on integers, `aten::X` in float.
 
-    Fetching an item of a list is not counted.
+    Fetching an item of a list is not named.
     """
-    counts: Counter[str] = Counter()
+    names: list[str] = []
     integers: set[fx.Node] = set()
     for node in model.graph.nodes:
         name = _canonical(node, integers)
         if name.startswith("quantized::") and op_name(node) not in _TO_FLOAT and not name.endswith("_dynamic"):
             integers.add(node)
         if name and op_name(node) != "getitem":
-            counts[name] += 1
-    return dict(sorted(counts.items()))
+            names.append(name)
+    return tuple(names)
+
+
+def executed_ops(model: fx.GraphModule) -> dict[str, int]:
+    """Count the operators of a graph by canonical name, as `sequence` lists them."""
+    return dict(sorted(Counter(sequence(model)).items()))
 
 
 def native_ops(model: fx.GraphModule) -> dict[str, int]:

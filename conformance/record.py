@@ -1,11 +1,14 @@
-"""What happened to one case, and what was concluded from it. Data only: no torch, no opinion."""
+"""What was concluded from one case, as it is kept and shown. Data only; imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from conformance.case import Case
 
 
 class Verdict(StrEnum):
@@ -107,11 +110,20 @@ class Record:
     native_ops: Mapping[str, int] = field(default_factory=dict)
     measures: Measures = Measures()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def failed(self) -> bool:
-        """True where the run must not be called a success: neither native nor a known failure."""
-        return self.verdict is not Verdict.NATIVE and self.known is None
+        """True where the run must not be called a success.
+
+        A known failure counts as expected, and a case that was known to fail and did not as a failure.
+        """
+        return (self.verdict is not Verdict.NATIVE and self.known is None) or self.unexpected_pass
+
+    @property
+    def unexpected_pass(self) -> bool:
+        """True for a case that a known failure was recorded for and that passes now."""
+        return self.verdict is Verdict.NATIVE and self.known is not None
 
     def to_json(self) -> dict[str, Any]:
         """The record as plain JSON values; `from_json` is its inverse."""
@@ -124,12 +136,13 @@ class Record:
             Finding(f["check"], Outcome(f["outcome"]), f["expected"], f["got"])
             for f in data["findings"]
         )
-        rest = {k: v for k, v in data.items() if k not in {"subject", "verdict", "findings", "measures"}}
+        rest = {k: v for k, v in data.items() if k not in {"subject", "verdict", "findings", "measures", "notes"}}
         return cls(
             subject=Subject(**data["subject"]),
             verdict=Verdict(data["verdict"]),
             findings=findings,
             measures=Measures(**data["measures"]),
+            notes=tuple(data["notes"]),
             **rest,
         )
 
@@ -143,3 +156,20 @@ class Run:
     planned: int
     command: str
     started: str
+
+
+def subject_of(case: Case) -> Subject:
+    """What a record says of its case."""
+    return Subject(
+        case=case.id,
+        family=case.suite,
+        spec=case.spec_id,
+        mode=str(case.mode),
+        capture=str(case.capture),
+        parameters=dict(case.parameters),
+        seed=case.seed,
+        why=case.why,
+        path=case.path,
+        line=case.line,
+        yaml=case.yaml,
+    )

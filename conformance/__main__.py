@@ -1,0 +1,230 @@
+"""The command line: `conformance run | list | show | lint | schema | report`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from conformance.case import Case, expand, find_case, select
+from conformance.errors import ConformanceError, EnvironmentTrouble, SpecError, UsageError
+from conformance.load import discover, load
+from conformance.places import bundled_specs
+from conformance.spec import Capture, Mode, json_schema
+
+OK, FAILED, USAGE, ENVIRONMENT = 0, 1, 2, 3
+
+SPECS = click.argument("specs", nargs=-1, type=click.Path(path_type=Path))
+MODES = click.option("--mode", "modes", multiple=True, type=click.Choice([str(m) for m in Mode]), help="Only this mode; repeatable.")
+CAPTURES = click.option(
+    "--capture", "captures", multiple=True, type=click.Choice([str(c) for c in Capture]), help="Only this capture; repeatable."
+)
+TEXT = click.option("-k", "text", default="", metavar="TEXT", help="Only cases whose id contains TEXT.")
+PYTHON = click.option("--allow-python", is_flag=True, help="Let specs import modules by 'python: package.module:factory'.")
+
+
+def main() -> None:
+    """Run the command line and exit with 0 as expected, 1 conformance failure, 2 usage or spec error, 3 environment error."""
+    try:
+        sys.exit(cli(standalone_mode=False))
+    except click.exceptions.Abort:
+        _fail("interrupted; what was recorded until now is kept", 130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(USAGE)
+    except SpecError as error:
+        _fail(f"{error}\n{len(error.mistakes)} mistake(s)", USAGE)
+    except EnvironmentTrouble as error:
+        _fail(str(error), ENVIRONMENT)
+    except ConformanceError as error:
+        _fail(str(error), USAGE)
+
+
+def _fail(text: str, code: int) -> None:
+    click.echo(text, err=True)
+    sys.exit(code)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="quant-conformance", prog_name="conformance")
+def cli() -> None:
+    """Check quantized PyTorch against declarative specs.
+
+    A spec (*.qspec.yaml) describes a module, its inputs, and what must hold after quantization: which operators run in 8 bits, how
+    exactly, and how close to float. Each case ends with one verdict:
+
+    \b
+      native       right, and the expected integer operators ran
+      fallback     right, but in float or by other operators
+      wrong        a check failed, or the backend refused without having declared it
+      unsupported  the backend had declared that it can't
+      crash, timeout, error, vacuous
+
+    Exit status: 0 as expected, 1 a conformance failure, 2 a mistake in a command or a spec, 3 trouble with the environment.
+    """
+
+
+def _cases(specs: Sequence[Path], modes: Sequence[str], captures: Sequence[str], text: str) -> tuple[Case, ...]:
+    """The cases of the given spec files or folders, or of the bundled ones; every mistake in any of them is reported."""
+    from conformance.backends.qlib import vocabulary
+
+    paths = discover(list(specs) or [bundled_specs()])
+    if not paths:
+        raise UsageError(f"no *.qspec.yaml file in {', '.join(map(str, specs))}")
+    mistakes, cases = [], []
+    for path in paths:
+        try:
+            cases += expand(load(path, vocabulary()))
+        except SpecError as error:
+            mistakes += error.mistakes
+    if mistakes:
+        raise SpecError(mistakes)
+    chosen = tuple(select(cases, modes=modes, captures=captures, text=text))
+    if not chosen:
+        raise UsageError(f"none of the {len(cases)} cases is left by --mode, --capture and -k")
+    return chosen
+
+
+@cli.command()
+@SPECS
+@click.option("--backend", "backends", multiple=True, default=("qlib",), metavar="NAME[:TARGET]", show_default=True,
+              help="Run on this backend; repeatable.")  # fmt: skip
+@MODES
+@CAPTURES
+@TEXT
+@click.option("-n", "workers", default=1, show_default=True, type=click.IntRange(1), help="How many worker processes.")
+@click.option("--timeout", "seconds", default=60.0, show_default=True, help="Deadline of a case in a worker, in seconds.")
+@click.option("-o", "--output", default=Path("results"), show_default=True, type=click.Path(path_type=Path, file_okay=False),
+              help="Folder for results.jsonl, report.md and report.html.")  # fmt: skip
+@PYTHON
+def run(specs: tuple[Path, ...], backends: tuple[str, ...], modes: tuple[str, ...], captures: tuple[str, ...], text: str,
+        workers: int, seconds: float, output: Path, allow_python: bool) -> int:  # fmt: skip
+    """Run specs and write the results and reports.
+
+    SPECS are files or folders; without any, the bundled specs are run.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from conformance.known import known_for
+    from conformance.run import Plan, execute
+
+    cases = _cases(specs, modes, captures, text)
+    options = ("--allow-python",) if allow_python else ()
+    command = shlex.join(["conformance", *sys.argv[1:]])
+    plan = Plan(cases, backends, workers, seconds, options, command)
+    results = output / "results.jsonl"
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console()
+    with Progress(*columns, console=console, transient=not console.is_terminal) as progress:
+        bar = progress.add_task("cases", total=len(plan.jobs))
+        records = execute(plan, results, known_for, lambda record: progress.advance(bar))
+    written = _write_reports(results, output, console)
+    console.print(f"written: {', '.join(map(str, [results, *written]))}", soft_wrap=True)
+    return FAILED if any(record.failed for record in records) else OK
+
+
+def _write_reports(results: Path, output: Path, console: Console | None) -> list[Path]:
+    from conformance.report import html, markdown, terminal
+    from conformance.store import read
+
+    found = read(results)
+    if console is not None:
+        terminal.print_to(console, found.run, found.records)
+    written = []
+    for name, module in (("report.md", markdown), ("report.html", html)):
+        written.append(_write(output / name, module.render(found.run, found.records)))
+    return written
+
+
+def _write(path: Path, text: str) -> Path:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise EnvironmentTrouble(f"{path}: can't be written ({error})") from error
+    return path
+
+
+@cli.command("list")
+@click.argument("what", type=click.Choice(["cases", "ops", "observers", "modes", "backends", "checks", "formats", "qconfigs"]))
+@SPECS
+@MODES
+@CAPTURES
+@TEXT
+def list_command(what: str, specs: tuple[Path, ...], modes: tuple[str, ...], captures: tuple[str, ...], text: str) -> None:
+    """Print what there is: cases (of SPECS or the bundled ones), or the suite's own tables."""
+    from conformance.catalog import catalog
+
+    if what == "cases":
+        lines = {case.id: case.why for case in _cases(specs, modes, captures, text)}
+    else:
+        lines = catalog(what)
+    width = min(72, max(map(len, lines), default=0))
+    for name, doc in lines.items():
+        click.echo(f"{name:<{width}}  {doc}".rstrip())
+
+
+@cli.command()
+@click.argument("case")
+@SPECS
+@click.option("--backend", default="qlib", show_default=True, metavar="NAME[:TARGET]", help="Run on this backend.")
+@PYTHON
+def show(case: str, specs: tuple[Path, ...], backend: str, allow_python: bool) -> int:
+    """Run one CASE and print all about it.
+
+    The spec, the module, the float, debug and final graphs side by side, and every finding. CASE is an id as `list cases` prints
+    it, as pytest prints it, or the unambiguous beginning of one.
+    """
+    from conformance.backends import open_backend
+    from conformance.known import apply, known_for
+    from conformance.show import show as print_case
+
+    found = find_case(_cases(specs, (), (), ""), case)
+    trial = print_case(found, open_backend(backend), backend, Console(), allow_python)
+    return FAILED if apply(trial.record, known_for(backend)).failed else OK
+
+
+@cli.command()
+@SPECS
+def lint(specs: tuple[Path, ...]) -> None:
+    """Check spec files without running them; needs no torch.
+
+    Every mistake is printed as file:line:column with the line.
+    """
+    cases = _cases(specs, (), (), "")
+    files = {case.path for case in cases}
+    click.echo(f"{len(files)} files, {len({(c.suite, c.spec_id) for c in cases})} specs, {len(cases)} cases: no mistakes")
+
+
+@cli.command()
+def schema() -> None:
+    """Print the JSON Schema of spec files, for editors."""
+    click.echo(json.dumps(json_schema(), indent=2))
+
+
+@cli.command()
+@click.argument("results", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--format", "name", default="terminal", show_default=True, help="One of those that `list formats` prints.")
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write to this file instead of the terminal.")
+def report(results: Path, name: str, output: Path | None) -> None:
+    """Render a results file of `conformance run`; runs nothing."""
+    from conformance.catalog import renderer
+    from conformance.store import read
+
+    found = read(results)
+    text = renderer(name)(found.run, found.records)
+    if found.damaged:
+        click.echo(f"{results}: {found.damaged} line(s) could not be read and are left out", err=True)
+    if output is None:
+        click.echo(text)
+    else:
+        click.echo(f"written: {_write(output, text)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""What a backend is: the protocol that one implements, and the data that crosses it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from conformance.compare import Rounding
+    from conformance.spec import QConfigModel
+
+Stage = Callable[[str], AbstractContextManager[None]]
+
+
+class Process(StrEnum):
+    """Where a backend's cases run: in the caller's process, or in one of their own that may die or hang."""
+
+    SHARED = "shared"
+    OWN = "own"
+
+
+@dataclass(frozen=True)
+class About:
+    """What a backend says of itself.
+
+    `modes` and `captures` are those it supports. `lacks` are canonical operators that it declares it does not have. What is not
+    declared here and refused all the same is a wrong result.
+    """
+
+    name: str
+    versions: Mapping[str, str]
+    modes: frozenset[str]
+    captures: frozenset[str]
+    lacks: frozenset[str] = frozenset()
+    process: Process = Process.OWN
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a backend is asked to quantize.
+
+    `module` is a float module in evaluation mode and the backend's own to change. `inputs` are one example call's tensors,
+    `calibration` further calls'. `qconfig` is None for the mode's default.
+    """
+
+    module: nn.Module
+    inputs: tuple[Tensor, ...]
+    calibration: tuple[tuple[Tensor, ...], ...]
+    mode: str
+    capture: str
+    qconfig: QConfigModel | None = None
+
+
+@dataclass(frozen=True)
+class Program:
+    """A form of a model that can be run.
+
+    `call` takes a task's inputs and returns what the module returns. `ops` are the executed operators by canonical name, in
+    order, `native_ops` counts them by the backend's own names. `quanta` holds the step of each output tensor, None for one that
+    is not quantized. `graph` is its text for a person.
+    """
+
+    call: Callable[..., object]
+    ops: tuple[str, ...]
+    native_ops: Mapping[str, int] = field(default_factory=dict)
+    quanta: tuple[float | None, ...] = ()
+    graph: str = ""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Each rounding that a form made beside the exact number that it rounded, and the outputs that follow, in float64."""
+
+    roundings: tuple[Rounding, ...]
+    outputs: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What a backend made of a task.
+
+    `debug` is the readable form, None where the backend has none. `explain` takes the name of a form, "debug" or "final", and
+    inputs; None where the backend can't tell ties from errors, so that every difference counts.
+    """
+
+    float_ops: Mapping[str, int]
+    final: Program
+    debug: Program | None = None
+    explain: Callable[[str, Sequence[Tensor]], Explanation] | None = None
+    float_graph: str = ""
+    notes: tuple[str, ...] = ()
+
+
+class Backend(Protocol):
+    """One file implements this; see docs/backend.md."""
+
+    def about(self) -> About:
+        """Name, versions and declared capabilities; must not raise and must be quick."""
+
+    def quantize(self, task: Task, stage: Stage) -> Quantized:
+        """Quantize a float module by the backend's own means.
+
+        Each step runs inside ``with stage("name")``, so that times and errors are known by step. Raises
+        `conformance.errors.Unsupported` for what the backend can't do; any other exception is a wrong result.
+        """

@@ -1,0 +1,211 @@
+"""The bundled library as a backend, and the source of the canonical vocabulary. The only file that touches `qlib`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+from conformance.backend import About, Backend, Explanation, Process, Program, Quantized, Stage, Task
+from conformance.errors import UsageError
+from conformance.vocabulary import Vocabulary, resolve_operator
+from qlib import ops as table
+from qlib.qconfig import PRESETS, QConfig, QConfigMapping
+from qlib.qparams import DType, QSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor, fx
+
+    from conformance.spec import QConfigBody, QConfigModel, QSpecModel
+
+MODES = frozenset({"static", "dynamic"})
+CAPTURES = frozenset({"export", "trace"})
+OBSERVERS = ("min_max", "moving_average_min_max", "histogram", "fixed", "runtime")
+
+# What other test suites call the same operators; a name in float stands for itself.
+ALIASES = {
+    "aten::quantize_per_tensor": "quantized::quantize_per_tensor",
+    "aten::quantize_per_channel": "quantized::quantize_per_channel",
+    "aten::dequantize": "quantized::dequantize_per_tensor",
+    **{f"quantized::batch_norm{dim}d": "quantized::batch_norm" for dim in (1, 2, 3)},
+    **{f"quantized::batch_norm{dim}d_relu": "quantized::batch_norm_relu" for dim in (1, 2, 3)},
+}
+
+
+# Operators with a range of their own here that ran in 8 bits under their float name there.
+_KEPT_IN_8_BITS = frozenset({"aten::clamp", "aten::hardtanh", "aten::leaky_relu"})
+
+
+@functools.cache
+def vocabulary() -> Vocabulary:
+    """The names that specs may use, read off the operator table; imports no torch."""
+    return Vocabulary(
+        operators=frozenset(table.OPS) | frozenset(table.BOUNDARY),
+        float_operators=frozenset(name for op in table.OPS.values() for name in op.chain if "::" in name),
+        aliases=ALIASES,
+        observers=frozenset(OBSERVERS),
+        qconfigs=frozenset(PRESETS),
+    )
+
+
+def table_lines(name: str) -> dict[str, str]:
+    """One of the library's tables ("ops", "observers", "modes", "qconfigs"), each entry with one line."""
+
+    def first(doc: str | None) -> str:
+        return (doc or "").partition("\n")[0]
+
+    if name == "ops":
+        return {**{op.name: op.doc for op in table.OPS.values()}, **table.BOUNDARY}
+    if name == "qconfigs":
+        return {name: describe(qconfig) for name, qconfig in PRESETS.items()}
+    from qlib import MODES as modes
+    from qlib import OBSERVERS as observers
+
+    if name == "modes":
+        return {key: mode.doc for key, mode in modes.items()}
+    return {key: first(observer.__doc__) for key, observer in observers.items()}
+
+
+def describe(qconfig: QConfig) -> str:
+    """A QConfig in one line."""
+
+    def text(spec: QSpec | None) -> str:
+        if spec is None:
+            return "float"
+        shape = "per tensor" if spec.axis is None else "per channel"
+        return f"{spec.dtype} {list(spec.range)} {'symmetric' if spec.symmetric else 'affine'} {shape} {spec.observer}"
+
+    return f"activations {text(qconfig.activation)}; weights {text(qconfig.weight)}"
+
+
+def backend(target: str) -> Backend:
+    """The bundled library; targets: `fast` kernels (the default) and `reference` ones."""
+    if target not in ("", "fast", "reference"):
+        raise UsageError(f"backend qlib has no target {target!r}; expected 'fast' or 'reference'")
+    return Qlib(target or "fast")
+
+
+@dataclass(frozen=True)
+class Qlib:
+    """The bundled library with one implementation of its kernels."""
+
+    kernels: str
+
+    def about(self) -> About:
+        """What the bundled library supports."""
+        import torch
+
+        from conformance.environment import suite_version
+
+        versions = {"qlib": suite_version(), "torch": str(torch.__version__)}
+        return About("qlib", versions, MODES, CAPTURES, process=Process.SHARED)
+
+    def quantize(self, task: Task, stage: Stage) -> Quantized:
+        """Capture, prepare, calibrate, convert, lower."""
+        return quantize_as(task, mapping_of(task.qconfig), stage, self.kernels)[0]
+
+
+def quantize_as(
+    task: Task, qconfig: QConfigMapping | QConfig | str | None, stage: Stage, kernels: str = "fast"
+) -> tuple[Quantized, fx.GraphModule]:
+    """Quantize with the library's own type of QConfig (None for the default); returns the final model too."""
+    import qlib
+    from qlib.quantize import mapping_for
+
+    with stage("capture"):
+        captured = qlib.capture(task.module, task.inputs, task.capture)
+    with stage("prepare"):
+        mapping = mapping_for(task.mode, "default" if qconfig is None else qconfig)
+        prepared = qlib.prepare(captured, mapping)
+    with stage("calibrate"):
+        qlib.calibrate(prepared, task.calibration)
+    with stage("convert"):
+        debug = qlib.convert(prepared)
+    with stage("lower"):
+        final = qlib.lower(debug)
+    quantized = Quantized(
+        float_ops=qlib.executed_ops(captured),
+        final=_program(final, kernels),
+        debug=_program(debug, kernels),
+        explain=functools.partial(_explain, {"debug": debug, "final": final}, kernels),
+        float_graph=graph_text(captured),
+        notes=tuple(f"unused QConfig rule: {rule}" for rule in prepared.meta["unused_rules"]),
+    )
+    return quantized, final
+
+
+def _program(model: fx.GraphModule, kernels: str) -> Program:
+    from qlib import executed, implementation
+
+    def call(*inputs: Tensor) -> object:
+        with implementation(kernels):
+            return model(*inputs)
+
+    return Program(
+        call, executed.sequence(model), executed.native_ops(model), executed.output_scales(model), graph_text(model)
+    )
+
+
+def _explain(forms: Mapping[str, fx.GraphModule], kernels: str, form: str, inputs: Sequence[Tensor]) -> Explanation:
+    from conformance.compare import Rounding
+    from qlib import implementation, replay
+
+    with implementation(kernels):
+        told = replay(forms["debug"], forms[form], inputs)
+    roundings = (Rounding(**{f.name: getattr(step, f.name) for f in fields(step)}) for step in told.steps)
+    return Explanation(tuple(roundings), told.outputs)
+
+
+def sequence(model: fx.GraphModule) -> tuple[str, ...]:
+    """The operators that a graph executes, in order, by canonical name."""
+    from qlib import executed
+
+    return executed.sequence(model)
+
+
+def canonical(name: str) -> str:
+    """The canonical name for a spelling of `torch.ao`'s tests.
+
+    A trailing parenthesis (their way to an exact match) and the underscore of an in-place operator are dropped. Operators that
+    run in 8 bits under their float name there (`aten::clamp`, `aten::max_pool2d`) are meant in 8 bits; those that have a
+    quantized name of their own (`aten::add`, `aten::cat`, `aten::linear`) are meant in float. Raises UsageError for other names.
+    """
+    plain = name.removesuffix("(").removesuffix("_")
+    plain = ALIASES.get(plain, plain)
+    row = table.OPS.get(plain.replace("aten::", "quantized::", 1))
+    if row is not None and (row.family in (table.Family.SHARED, table.Family.FIXED) or plain in _KEPT_IN_8_BITS):
+        plain = row.name
+    try:
+        return resolve_operator(plain, vocabulary())
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def graph_text(model: fx.GraphModule) -> str:
+    """The graph, one node a line, without its tensors' values."""
+    return str(model.graph).strip()
+
+
+def mapping_of(qconfig: QConfigModel | None) -> QConfigMapping:
+    """A spec's `qconfig:` as the library's own type; None stands for the default."""
+    if qconfig is None:
+        return QConfigMapping(PRESETS["default"])
+    return QConfigMapping(
+        _qconfig(qconfig.default),
+        {path: _qconfig(rule) for path, rule in qconfig.modules.items()},
+        {kind: _qconfig(rule) for kind, rule in qconfig.types.items()},
+    )
+
+
+def _qconfig(rule: str | QConfigBody | None) -> QConfig | None:
+    if rule is None or isinstance(rule, str):
+        return None if rule is None else PRESETS[rule]
+    return QConfig(_qspec(rule.activation), _qspec(rule.weight), _qspec(rule.output))
+
+
+def _qspec(spec: QSpecModel | None) -> QSpec | None:
+    if spec is None:
+        return None
+    given = {field.name: getattr(spec, field.name) for field in fields(QSpec)}
+    return QSpec(**{**given, "dtype": DType(spec.dtype)})

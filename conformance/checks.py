@@ -1,0 +1,263 @@
+"""The checks: one function per key of `expect:`, and those that are always made. Evidence in, findings out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+
+from conformance.compare import max_abs, max_quanta, off_grid, sqnr_db, tally
+from conformance.observation import Evidence
+from conformance.record import Finding, Measures, Outcome, Verdict
+from conformance.spec import ModeExpect
+
+# A float32 step from an exact multiple: outputs are dequantized in float32.
+GRID = 2.0**-7
+FLOAT = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
+
+Check = Callable[[Evidence, ModeExpect], Finding | None]
+
+
+def _finding(check: str, held: bool, expected: str, got: str) -> Finding:
+    return Finding(check, Outcome.HELD if held else Outcome.FAILED, expected, got)
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name}: {count}" for name, count in counts.items()) or "none"
+
+
+def structure(evidence: Evidence, expect: ModeExpect) -> Finding | None:
+    """As many outputs as the float model has, each of the same shape."""
+    want = [tuple(x.shape) for x in evidence.float_outputs]
+    got = [tuple(x.shape) for x in evidence.outputs]
+    return _finding("structure", want == got, f"shapes {want}", f"shapes {got}")
+
+
+def repeatable(evidence: Evidence, expect: ModeExpect) -> Finding | None:
+    """A second call on the same inputs gives the same outputs."""
+    pairs = list(zip(evidence.outputs, evidence.repeated, strict=False))
+    same = len(evidence.outputs) == len(evidence.repeated) and all(
+        a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs
+    )
+    distance = max((max_abs([a], [b]) for a, b in pairs if a.shape == b.shape), default=math.inf)
+    return _finding("repeatable", same, "equal outputs from a second call", "equal" if same else f"off by {distance:.3g}")
+
+
+def inputs(evidence: Evidence, expect: ModeExpect) -> Finding | None:
+    """The inputs are changed where the module changes them, and nowhere else."""
+    pairs = zip(evidence.inputs_after_float, evidence.inputs_after, strict=True)
+    changed = [i for i, (a, b) in enumerate(pairs) if not torch.equal(a, b)]
+    return _finding("inputs", not changed, "inputs left as the float model leaves them", f"differ: arguments {changed}" if changed else "same")
+
+
+def really_ran(evidence: Evidence, expect: ModeExpect) -> Finding | None:
+    """Outputs can have come from the 8-bit operators that are claimed: on the grid, and not the float model's own."""
+    claimed = [name for name in evidence.ops if name.startswith("quantized::")]
+    if not claimed or not any(x.numel() for x in evidence.outputs):
+        return None
+    distance = off_grid(evidence.outputs, evidence.quanta)
+    if distance > GRID:
+        return _finding("really_ran", False, "outputs that are multiples of their step", f"{distance:.3g} quanta off the grid")
+    identical = max_abs(evidence.float_outputs, evidence.outputs) == 0.0
+    honest = evidence.debug_outputs is not None and max_abs(evidence.float_outputs, evidence.debug_outputs) == 0.0
+    got = "bit for bit the float model's outputs" if identical else "outputs of their own"
+    return _finding("really_ran", honest or not identical, "outputs that differ from float as 8 bits must", got)
+
+
+def ops(evidence: Evidence, expect: ModeExpect) -> Finding | None:
+    """Exact counts of operators, by canonical name."""
+    if not expect.ops:
+        return None
+    got = {name: evidence.ops.get(name, 0) for name in expect.ops}
+    return _finding("ops", got == dict(expect.ops), _counts(expect.ops), _counts(evidence.ops))
+
+
+def absent(evidence: Evidence, expect: ModeExpect) -> Finding | None:
+    """Operators that the float graph has and the quantized one must not."""
+    if not expect.absent:
+        return None
+    names = ", ".join(expect.absent)
+    never = [name for name in expect.absent if name not in evidence.float_ops]
+    if never:
+        return Finding("absent", Outcome.VACUOUS, f"no {names}", f"{', '.join(never)} is not in the float graph either")
+    left = {name: evidence.ops[name] for name in expect.absent if name in evidence.ops}
+    return _finding("absent", not left, f"no {names}", _counts(left))
+
+
+def order(evidence: Evidence, expect: ModeExpect) -> Finding | None:
+    """Operators that are executed one after the other, others between them allowed."""
+    if not expect.order:
+        return None
+    sequence = iter(evidence.sequence)
+    held = all(name in sequence for name in expect.order)
+    return _finding("order", held, " → ".join(expect.order), " → ".join(evidence.sequence) or "none")
+
+
+def debug_equal(evidence: Evidence, expect: ModeExpect) -> Finding | None:
+    """The final form computes the debug form's integers, ties told apart."""
+    if expect.debug_equal is None or evidence.debug_outputs is None:
+        return None
+    wanted = f"{expect.debug_equal:g} quanta but for ties"
+    if evidence.explained is None:
+        distance = max_quanta(evidence.debug_outputs, evidence.outputs, evidence.quanta)
+        distance = max_abs(evidence.debug_outputs, evidence.outputs) if distance is None else distance
+        return _finding("debug_equal", distance <= expect.debug_equal, wanted, f"{distance:g} quanta, ties not told apart")
+    forms = [("final", evidence.explained, evidence.outputs)]
+    if evidence.debug_explained is not None:
+        forms.append(("debug", evidence.debug_explained, evidence.debug_outputs))
+    total = 0
+    for form, explained, outputs in forms:
+        counts = tally(explained.roundings)
+        total += counts.exact + counts.tie + counts.wrong
+        if counts.wrong and counts.worst > expect.debug_equal:
+            got = f"{form} form: {counts.wrong} of {counts.exact + counts.tie + counts.wrong} values wrong, "
+            return _finding("debug_equal", False, wanted, got + f"by up to {counts.worst:.3g} at {counts.where}")
+        distance = _unexplained(outputs, explained.outputs, evidence.quanta)
+        if distance > expect.debug_equal + GRID:
+            got = f"{form} form: outputs {distance:.3g} quanta from what its own integers say"
+            return _finding("debug_equal", False, wanted, got)
+    if total == 0:
+        return Finding("debug_equal", Outcome.VACUOUS, wanted, "no value was rounded: there was nothing to compare")
+    counts = tally(evidence.explained.roundings)
+    return _finding("debug_equal", True, wanted, f"{counts.exact} exact, {counts.tie} ties, 0 wrong")
+
+
+def _unexplained(outputs: tuple[torch.Tensor, ...], exact: tuple[torch.Tensor, ...], quanta: tuple[float | None, ...]) -> float:
+    """How far outputs are from those that the roundings lead to: in quanta, or relative to the largest where there are none."""
+    worst = 0.0
+    for x, y, step in zip(outputs, exact, quanta, strict=True):
+        if x.numel() and x.shape == y.shape:
+            unit = step if step is not None else max(float(y.abs().amax()), torch.finfo(torch.float32).tiny)
+            distance = max_abs([y], [x]) / unit
+            worst = max(worst, math.inf if math.isnan(distance) else distance)
+        elif x.shape != y.shape:
+            worst = math.inf
+    return worst
+
+
+def accuracy(evidence: Evidence, expect: ModeExpect) -> Finding | None:
+    """Close to the float model: by signal to noise, by absolute difference, by quanta."""
+    bounds = expect.accuracy
+    if bounds is None:
+        return None
+    wanted = ", ".join(
+        f"{key} {sign} {value:g}"
+        for key, sign, value in (
+            ("sqnr_db", ">=", bounds.sqnr_db), ("max_quanta", "<=", bounds.max_quanta), ("max_abs", "<=", bounds.max_abs),
+        )
+        if value is not None
+    )  # fmt: skip
+    if not any(x.numel() for x in evidence.float_outputs):
+        return Finding("accuracy", Outcome.VACUOUS, wanted, "the outputs are empty: there was nothing to compare")
+    got = measure(evidence)
+    zeros = tuple(torch.zeros_like(x) for x in evidence.float_outputs)
+    anything = any(bool(x.any()) for x in evidence.float_outputs)
+    if anything and _within(bounds, *_distances(evidence, zeros)):
+        return Finding("accuracy", Outcome.VACUOUS, wanted, "a model that always gives zero would pass: tighten the bound")
+    text = f"sqnr {_number(got.sqnr_db)} dB, max_abs {_number(got.max_abs)}, max_quanta {_number(got.max_quanta)}"
+    return _finding("accuracy", _within(bounds, got.sqnr_db, got.max_quanta, got.max_abs), wanted, text)
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4g}"
+
+
+def _distances(evidence: Evidence, outputs: tuple[torch.Tensor, ...]) -> tuple[float, float | None, float]:
+    reference = evidence.float_outputs
+    return sqnr_db(reference, outputs), max_quanta(reference, outputs, evidence.quanta), max_abs(reference, outputs)
+
+
+def _within(bounds: object, sqnr: float | None, quanta: float | None, absolute: float | None) -> bool:
+    def at_most(bound: float | None, value: float | None) -> bool:
+        return bound is None or (value is not None and value <= bound)
+
+    least = getattr(bounds, "sqnr_db")  # noqa: B009
+    enough = least is None or (sqnr is not None and sqnr >= least)
+    return enough and at_most(bounds.max_quanta, quanta) and at_most(bounds.max_abs, absolute)  # type: ignore[attr-defined]
+
+
+def output(evidence: Evidence, expect: ModeExpect) -> Finding | None:
+    """Type and shape of the outputs, as stated."""
+    if not expect.output:
+        return None
+    stated = [(o.dtype and str(o.dtype), o.shape and tuple(o.shape)) for o in expect.output]
+    got = [(str(x.dtype).removeprefix("torch."), tuple(x.shape)) for x in evidence.outputs]
+    held = len(stated) == len(got) and all(
+        dtype in (None, have[0]) and shape in (None, have[1]) for (dtype, shape), have in zip(stated, got, strict=False)
+    )
+    return _finding("output", held, str(stated), str(got))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A check, and what a failure of it says: that values are wrong, or only that other operators ran."""
+
+    run: Check
+    about_values: bool
+
+
+CHECKS: Mapping[str, Kind] = MappingProxyType(
+    {
+        "structure": Kind(structure, True),
+        "repeatable": Kind(repeatable, True),
+        "inputs": Kind(inputs, True),
+        "really_ran": Kind(really_ran, False),
+        "ops": Kind(ops, False),
+        "absent": Kind(absent, False),
+        "order": Kind(order, False),
+        "debug_equal": Kind(debug_equal, True),
+        "accuracy": Kind(accuracy, True),
+        "output": Kind(output, True),
+    }
+)
+
+# Checks that a spec has to state, or that state something only where a spec means it to: without one of these held, nothing was shown.
+STATED = frozenset({"ops", "absent", "order", "debug_equal", "accuracy", "output"})
+# Checks that show the values to be right.
+CORRECTNESS = frozenset({"debug_equal", "accuracy"})
+
+
+def judge(evidence: Evidence, expect: ModeExpect) -> tuple[Finding, ...]:
+    """Make every check that applies; where the outputs' structure is wrong the numbers are not compared."""
+    findings = []
+    for kind in CHECKS.values():
+        finding = kind.run(evidence, expect)
+        if finding is not None:
+            findings.append(finding)
+            if finding.check == "structure" and finding.outcome is Outcome.FAILED:
+                break
+    return tuple(findings)
+
+
+def verdict(findings: tuple[Finding, ...]) -> Verdict:
+    """The verdict that follows from the findings of a case that ran to its end."""
+    failed = {f.check for f in findings if f.outcome is Outcome.FAILED}
+    held = {f.check for f in findings if f.outcome is Outcome.HELD}
+    if any(CHECKS[check].about_values for check in failed):
+        return Verdict.WRONG
+    if failed:
+        return Verdict.FALLBACK if held & CORRECTNESS else Verdict.WRONG
+    if any(f.outcome is Outcome.VACUOUS for f in findings) or not held & STATED:
+        return Verdict.VACUOUS
+    return Verdict.NATIVE
+
+
+def measure(evidence: Evidence) -> Measures:
+    """The numbers of a case, whether or not its spec bounds them."""
+    if [x.shape for x in evidence.float_outputs] != [x.shape for x in evidence.outputs]:
+        return Measures()
+    sqnr, quanta, absolute = _distances(evidence, evidence.outputs)
+    counts = tally(evidence.explained.roundings) if evidence.explained is not None else None
+    debug = None if evidence.debug_outputs is None else max_quanta(evidence.debug_outputs, evidence.outputs, evidence.quanta)
+    return Measures(
+        sqnr_db=sqnr if math.isfinite(sqnr) else None,
+        max_abs=absolute if math.isfinite(absolute) else None,
+        max_quanta=quanta,
+        debug_quanta=debug,
+        exact=counts.exact if counts else None,
+        tie=counts.tie if counts else None,
+        wrong=counts.wrong if counts else None,
+    )

@@ -1,0 +1,175 @@
+"""Running one case on one backend: build, quantize, run, judge; every way that it can end is a record."""
+
+from __future__ import annotations
+
+import copy
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from conformance.backend import About, Backend, Quantized, Task
+from conformance.case import Case
+from conformance.checks import judge, measure, verdict
+from conformance.errors import ConformanceError, Unsupported
+from conformance.inputs import calibration_of, inputs_of
+from conformance.modules import build
+from conformance.observation import Evidence
+from conformance.record import Record, Verdict, subject_of
+
+# Steps that the harness makes; an exception in any other one is the backend's.
+OURS = frozenset({"build", "judge"})
+
+
+@dataclass
+class Stages:
+    """Seconds spent in each step, and the step that was under way last."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    current: str = "build"
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Time a step; where it raises, `current` keeps its name."""
+        self.current = name
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A case that ran to its end: the record, and what it was concluded from."""
+
+    record: Record
+    quantized: Quantized | None = None
+    evidence: Evidence | None = None
+
+
+def run_case(case: Case, backend: Backend, name: str, allow_python: bool = False) -> Trial:
+    """Run `case` on `backend`, which is called `name` in the record. Never raises for what the case or the backend does."""
+    stages = Stages()
+    about = backend.about()
+    if (gap := _gap(about, case)) is not None:
+        return Trial(_record(case, name, stages, Verdict.UNSUPPORTED, error=gap))
+    try:
+        with _one_thread():
+            return _run(case, backend, name, stages, allow_python)
+    except Unsupported as refusal:
+        declared = bool(about.lacks & set(case.expect.ops))
+        found = Verdict.UNSUPPORTED if declared else Verdict.WRONG
+        text = f"{refusal}" if declared else f"refused without having declared it: {refusal}"
+        return Trial(_record(case, name, stages, found, error=text))
+    except Exception as error:
+        ours = stages.current in OURS
+        text = str(error) if isinstance(error, ConformanceError) else traceback.format_exc()
+        return Trial(_record(case, name, stages, Verdict.ERROR if ours else Verdict.WRONG, error=text))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Cases are too small to gain from threads, and other cases run beside this one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _gap(about: About, case: Case) -> str | None:
+    """What the backend declares that it lacks for this case."""
+    if str(case.mode) not in about.modes:
+        return f"declares no mode {case.mode}"
+    if str(case.capture) not in about.captures:
+        return f"declares no capture {case.capture}"
+    return None
+
+
+def _record(case: Case, name: str, stages: Stages, found: Verdict, error: str | None = None) -> Record:
+    return Record(
+        subject=subject_of(case),
+        backend=name,
+        verdict=found,
+        stage=stages.current,
+        error=error,
+        expected_ops=dict(case.expect.ops),
+        seconds=dict(stages.seconds),
+    )
+
+
+def _run(case: Case, backend: Backend, name: str, stages: Stages, allow_python: bool) -> Trial:
+    with stages("build"):
+        module = build(case, allow_python)
+        inputs = inputs_of(case)
+        task = Task(
+            copy.deepcopy(module), inputs, calibration_of(case, inputs), str(case.mode), str(case.capture), case.qconfig
+        )
+    quantized = backend.quantize(task, stages)
+    with stages("run"):
+        evidence = observe(module, inputs, quantized)
+    with stages("judge"):
+        findings = judge(evidence, case.expect)
+        measures = measure(evidence)
+    found = verdict(findings)
+    record = Record(
+        subject=subject_of(case),
+        backend=name,
+        verdict=found,
+        stage=None if found is Verdict.NATIVE else "judge",
+        findings=findings,
+        expected_ops=dict(case.expect.ops),
+        float_ops=dict(evidence.float_ops),
+        executed_ops=dict(evidence.ops),
+        native_ops=dict(quantized.final.native_ops),
+        measures=measures,
+        seconds=dict(stages.seconds),
+        notes=quantized.notes,
+    )
+    return Trial(record, quantized, evidence)
+
+
+def observe(module: torch.nn.Module, inputs: Sequence[Tensor], quantized: Quantized) -> Evidence:
+    """Call the float module, the debug form and twice the final form, each on its own copy of `inputs`."""
+
+    def fresh() -> tuple[Tensor, ...]:
+        return tuple(x.clone() for x in inputs)
+
+    with torch.no_grad():
+        after_float, after, final = fresh(), fresh(), quantized.final
+        float_outputs = tensors(module(*after_float))
+        outputs = tensors(final.call(*after))
+        repeated = tensors(final.call(*fresh()))
+        debug = None if quantized.debug is None else tensors(quantized.debug.call(*fresh()))
+        explain = quantized.explain
+        return Evidence(
+            float_outputs=float_outputs,
+            outputs=outputs,
+            repeated=repeated,
+            debug_outputs=debug,
+            quanta=final.quanta or (None,) * len(outputs),
+            float_ops=quantized.float_ops,
+            ops=count(final.ops),
+            sequence=final.ops,
+            explained=explain("final", fresh()) if explain else None,
+            debug_explained=explain("debug", fresh()) if explain and debug is not None else None,
+            inputs_after_float=after_float,
+            inputs_after=after,
+        )
+
+
+def tensors(result: object) -> tuple[Tensor, ...]:
+    """The tensors in what a module returned, nesting flattened, in order."""
+    return tuple(x.detach() for x in pytree.tree_leaves(result) if isinstance(x, Tensor))
+
+
+def count(names: Sequence[str]) -> dict[str, int]:
+    """How often each name occurs, sorted by name."""
+    return {name: names.count(name) for name in sorted(set(names))}

@@ -1,0 +1,80 @@
+"""Known failures: one YAML file per backend says which cases are expected to fail, how, and why.
+
+    - case: linear::huge_*          # a case id, or a pattern with * and ?
+      verdict: wrong
+      stage: judge                  # optional
+      reason: the bias is rounded to 16 bits
+      link: https://example.org/issues/1      # optional
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from conformance.errors import Mistake, SpecError
+from conformance.places import bundled_specs
+from conformance.record import Record, Verdict
+
+
+class Known(BaseModel):
+    """One expected failure."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    case: str = Field(min_length=1)
+    verdict: Verdict
+    stage: str | None = None
+    reason: str = Field(min_length=1)
+    link: str | None = None
+
+    def matches(self, record: Record) -> bool:
+        """Whether the record is the failure that is expected here: the verdict and, where one is named, the step."""
+        return self.names(record) and record.verdict is self.verdict and self.stage in (None, record.stage)
+
+    def names(self, record: Record) -> bool:
+        """Whether the record's case is one that this is about."""
+        # Brackets stand in every case id, so they are not special here.
+        return fnmatchcase(record.subject.case, self.case.replace("[", "[[]"))
+
+    @property
+    def text(self) -> str:
+        """Reason and link for a report."""
+        return f"{self.reason} ({self.link})" if self.link else self.reason
+
+
+def load_known(path: Path) -> tuple[Known, ...]:
+    """Read a file of known failures; a missing file is an empty one. Raises SpecError for what does not fit."""
+    if not path.exists():
+        return ()
+    try:
+        entries = yaml.safe_load(path.read_text(encoding="utf-8")) or []
+        return tuple(TypeAdapter(list[Known]).validate_python(entries))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+        raise SpecError([Mistake(str(path), line, column, f"not valid YAML: {error.problem}")]) from error
+    except ValidationError as error:
+        found = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise SpecError([Mistake(str(path), 1, 1, f"expected a list of known failures; {text}") for text in found]) from error
+
+
+def known_for(backend: str) -> tuple[Known, ...]:
+    """The known failures of a backend, from the suite's own specs."""
+    stem = backend.partition(":")[0]
+    return load_known(bundled_specs() / "expected" / f"{stem}.yaml")
+
+
+def apply(record: Record, known: Sequence[Known]) -> Record:
+    """Mark a record that fails as expected with the reason; one that was expected to fail and passes is marked too."""
+    for entry in known:
+        if entry.matches(record):
+            return replace(record, known=entry.text)
+        if entry.names(record) and record.verdict is Verdict.NATIVE:
+            return replace(record, known=f"expected {entry.verdict}: {entry.text}")
+    return record

@@ -1,0 +1,32 @@
+"""What happened when a case was run: tensors and counts, no opinion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from conformance.backend import Explanation
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that the checks judge.
+
+    Output tuples hold the tensors of a call in order, nesting flattened. `repeated` is a second call of the final form on the same
+    inputs. `explained` and `debug_explained` are None where the backend can't explain its roundings.
+    """
+
+    float_outputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    repeated: tuple[Tensor, ...]
+    debug_outputs: tuple[Tensor, ...] | None
+    quanta: tuple[float | None, ...]
+    float_ops: Mapping[str, int]
+    ops: Mapping[str, int]
+    sequence: tuple[str, ...] = ()
+    explained: Explanation | None = None
+    debug_explained: Explanation | None = None
+    inputs_after_float: tuple[Tensor, ...] = ()
+    inputs_after: tuple[Tensor, ...] = ()

@@ -1,0 +1,126 @@
+"""What one spec says, as frozen types; reading the file and placing its mistakes is `load`'s work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+
+from conformance.errors import nearest
+from conformance.expect import Accuracy, Expect, ModeExpect, Output, narrow
+from conformance.frozenmap import FrozenMap
+from conformance.qconfigspec import QConfigBody, QConfigModel, QSpecModel, StoredDtype
+from conformance.source import Composite
+from conformance.tensorspec import Distribution, Draw, Dtype, Integer, Number, Outliers, TensorSpec, misplaced
+from conformance.vocabulary import Capture, Mode
+
+__all__ = [
+    "Accuracy", "Calibration", "Capture", "Distribution", "Draw", "Dtype", "Expect", "Mode", "ModeExpect", "Outliers",
+    "Output", "QConfigBody", "QConfigModel", "QSpecModel", "Spec", "StoredDtype", "TensorSpec", "json_schema", "narrow",
+]  # fmt: skip
+
+DEFAULT_KEYS = ("modes", "capture", "calibration", "qconfig", "inputs", "expect", "timeout")
+MAX_CASES = 4096
+IDENTIFIER = r"^[a-z0-9_]+$"
+_FROZEN = ConfigDict(frozen=True, extra="forbid")
+_DRAW_KEYS = frozenset(Draw.model_fields)
+
+
+class Calibration(BaseModel):
+    """The data that ranges are taken from; a number alone is the short form of `batches`."""
+
+    model_config = _FROZEN
+
+    batches: Integer = Field(2, ge=1, le=256, description="How many batches are drawn.")
+    inputs: Annotated[Mapping[str, TensorSpec], AfterValidator(FrozenMap)] = Field(
+        FrozenMap(), description="What differs from `inputs`, by name; keys left out are those of `inputs`."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _long_form(cls, written: Any) -> Any:
+        return {"batches": written} if isinstance(written, int) else written
+
+
+def _once_each(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError("expected each value once, found one twice: remove it")
+    return values
+
+
+_MODULE_SCHEMA: dict[str, Any] = {
+    "description": "The module: one layer, a list of layers, named layers with `forward`, or a factory of your own.",
+    "anyOf": [{"$ref": "#/$defs/Layer"}, {"$ref": "#/$defs/Factory"}],
+}
+
+
+class Spec(BaseModel):
+    """One spec with its matrix's values put in; `module` is a `conformance.source.ModuleSource`."""
+
+    model_config = _FROZEN
+
+    id: Annotated[str, Field(pattern=IDENTIFIER, max_length=80, description="Name of the spec, unique in its file.")]
+    why: str = Field(min_length=1, description="What would be broken if this failed, in a sentence.")
+    module: Annotated[Any, WithJsonSchema(_MODULE_SCHEMA)]
+    inputs: Annotated[Mapping[str, TensorSpec], AfterValidator(FrozenMap)] = Field(
+        min_length=1, max_length=16, description="Argument of `forward` to tensor, in positional order."
+    )
+    parameters: Annotated[Mapping[str, Draw], AfterValidator(FrozenMap)] = Field(
+        FrozenMap(),
+        description="Dotted path of a parameter or buffer, or a pattern such as '*.bias', to how it is drawn.",
+    )
+    calibration: Calibration = Field(Calibration(), description="Data that ranges are taken from.")
+    modes: Annotated[tuple[Mode, ...], AfterValidator(_once_each)] = Field(
+        (Mode.STATIC,), min_length=1, description="How the model is quantized."
+    )
+    capture: Annotated[tuple[Capture, ...], AfterValidator(_once_each)] = Field(
+        (Capture.EXPORT, Capture.TRACE), min_length=1, description="How the module becomes a graph."
+    )
+    qconfig: QConfigModel | None = Field(None, description="How tensors are quantized; default the mode's own.")
+    expect: Expect = Field(description="What must hold.")
+    timeout: Number | None = Field(None, gt=0, le=3600, description="Seconds that one case may take.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, written: Any) -> Any:
+        return _with_calibration(written) if isinstance(written, dict) else written
+
+    @model_validator(mode="after")
+    def _inputs_fit(self) -> Spec:
+        if isinstance(self.module, Composite):
+            _check_arguments(tuple(self.inputs), self.module)
+        return self
+
+
+def _with_calibration(written: dict[str, Any]) -> dict[str, Any]:
+    """Put what `calibration.inputs` leaves out in from `inputs`; malformed values are left to be refused."""
+    calibration, inputs = written.get("calibration"), written.get("inputs")
+    changed = calibration.get("inputs") if isinstance(calibration, dict) else None
+    if not isinstance(changed, dict) or not isinstance(inputs, dict):
+        return written
+    for name in changed:
+        if name not in inputs:
+            raise misplaced(f"no input {name!r}.{nearest(name, inputs)}", "calibration", "inputs", name)
+    merged = {name: _override(inputs[name], change) for name, change in changed.items()}
+    return {**written, "calibration": {**calibration, "inputs": merged}}
+
+
+def _override(tensor: Any, change: Any) -> Any:
+    """A change of the distribution leaves nothing of the old one."""
+    if not isinstance(tensor, dict) or not isinstance(change, dict):
+        return change
+    kept = {key: value for key, value in tensor.items() if "distribution" not in change or key not in _DRAW_KEYS}
+    return {**kept, **change}
+
+
+def _check_arguments(inputs: tuple[str, ...], module: Composite) -> None:
+    arguments, required = module.function.arguments, module.function.required
+    for name in inputs:
+        if name not in arguments:
+            takes = f" forward takes {', '.join(arguments) or 'nothing'}."
+            raise misplaced(f"forward has no argument {name!r}.{nearest(name, arguments) or takes}", "inputs", name)
+    if inputs != arguments[: len(inputs)]:
+        raise misplaced(f"expected the inputs in the order of forward: {', '.join(arguments)}", "inputs")
+    if missing := arguments[len(inputs) : required]:
+        raise misplaced(f"forward also takes {', '.join(missing)}: add an input for each", "inputs")

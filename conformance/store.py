@@ -1,0 +1,97 @@
+"""Results files: JSON lines, one head and then one record a line, each appended at once."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from conformance.errors import EnvironmentTrouble, UsageError
+from conformance.record import Environment, Record, Run
+
+
+@dataclass(frozen=True)
+class Results:
+    """The contents of a results file; `damaged` counts lines that could not be read, such as a last one that was cut off."""
+
+    run: Run
+    records: tuple[Record, ...]
+    damaged: int = 0
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Appends to a results file; each line is one write, so that a reader sees whole lines whenever the writer dies."""
+
+    path: Path
+    descriptor: int
+
+    def head(self, run: Run) -> None:
+        """Write the head; call this once, first."""
+        self._line({"run": asdict(run)})
+
+    def append(self, record: Record) -> None:
+        """Write one record; raises EnvironmentTrouble where the disk is full, and the earlier lines stay readable."""
+        self._line({"record": record.to_json()})
+
+    def _line(self, value: dict[str, Any]) -> None:
+        # NaN and infinity are no JSON: a record holds None instead, and anything else is a mistake to be found here.
+        data = (json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n").encode()
+        start = os.fstat(self.descriptor).st_size
+        try:
+            written = os.write(self.descriptor, data)
+            if written != len(data):
+                raise OSError(f"wrote {written} of {len(data)} bytes")
+        except OSError as error:
+            os.ftruncate(self.descriptor, start)
+            raise EnvironmentTrouble(
+                f"{self.path}: could not append a record ({error}); {start} bytes of earlier records are kept: "
+                "make room and run again"
+            ) from error
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Writer]:
+    """Open a new results file, replacing an earlier one; raises EnvironmentTrouble where it can't be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
+    except OSError as error:
+        raise EnvironmentTrouble(f"{path}: can't be written ({error}); choose another place with --output") from error
+    try:
+        yield Writer(path, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read(path: Path) -> Results:
+    """Read a results file, also one whose writer was killed; lines that can't be read are counted and passed over.
+
+    Raises UsageError for a file that is missing or has no head.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UsageError(f"{path}: can't be read ({error}); expected a results file of 'conformance run'") from error
+    run, records, damaged = None, [], 0
+    for line in filter(None, lines):
+        try:
+            value = json.loads(line)
+            if "run" in value:
+                run = _run(value["run"])
+            else:
+                records.append(Record.from_json(value["record"]))
+        except (ValueError, KeyError, TypeError):
+            damaged += 1
+    if run is None:
+        raise UsageError(f"{path}: expected a results file that starts with the head of a run, found none")
+    return Results(run, tuple(records), damaged)
+
+
+def _run(value: dict[str, Any]) -> Run:
+    environment = Environment(**value.pop("environment"))
+    return Run(environment=environment, **{**value, "backends": tuple(value["backends"])})

@@ -1,0 +1,225 @@
+"""How a tensor's values are drawn: the entries of `inputs:` and of `parameters:`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, model_validator
+from pydantic_core import PydanticCustomError
+
+MAX_ELEMENTS = 2**26
+MAX_RANK = 8
+
+Integer = Annotated[int, Strict()]
+Number = Annotated[float, Strict(), Field(allow_inf_nan=False, ge=-1e30, le=1e30)]
+Nested = float | tuple["Nested", ...]
+
+
+class Dtype(StrEnum):
+    """Types that an input or an output may have."""
+
+    FLOAT32 = "float32"
+    FLOAT64 = "float64"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+    INT64 = "int64"
+    INT32 = "int32"
+    INT8 = "int8"
+    UINT8 = "uint8"
+    BOOL = "bool"
+
+
+class Distribution(StrEnum):
+    """How values are drawn, from a generator seeded by the case."""
+
+    UNIFORM = "uniform"
+    NORMAL = "normal"
+    INTEGERS = "integers"
+    CONSTANT = "constant"
+    OUTLIERS = "outliers"
+    VALUES = "values"
+
+
+_KEYS = {
+    Distribution.UNIFORM: {"range"},
+    Distribution.NORMAL: {"range"},
+    Distribution.INTEGERS: {"range"},
+    Distribution.CONSTANT: {"value"},
+    Distribution.OUTLIERS: {"range", "outliers"},
+    Distribution.VALUES: {"values"},
+}
+_DRAWN = frozenset({"range", "value", "values", "outliers"})
+_LIMITS = {
+    Dtype.FLOAT16: (-65504, 65504),
+    Dtype.INT64: (-(2**63), 2**63 - 1),
+    Dtype.INT32: (-(2**31), 2**31 - 1),
+    Dtype.INT8: (-128, 127),
+    Dtype.UINT8: (0, 255),
+    Dtype.BOOL: (0, 1),
+}
+_INTEGERS = frozenset({Dtype.INT64, Dtype.INT32, Dtype.INT8, Dtype.UINT8, Dtype.BOOL})
+_FROM_ZERO = frozenset({Dtype.UINT8, Dtype.BOOL})
+
+
+def misplaced(message: str, *path: str) -> PydanticCustomError:
+    """Return an error about something further in than what is being validated, so that it is shown there."""
+    return PydanticCustomError("misplaced", "{message}", {"message": message, "path": path})
+
+
+def shape_of(values: object) -> tuple[int, ...]:
+    """Return the shape of nested lists; raises ValueError where they are ragged or deeper than a tensor may be."""
+    if not isinstance(values, list | tuple):
+        return ()
+    shapes = {shape_of(value) for value in values}
+    if len(shapes) > 1:
+        raise ValueError("expected lists of equal length, found a ragged one")
+    shape = (len(values), *next(iter(shapes), ()))
+    if len(shape) > MAX_RANK:
+        raise ValueError(f"expected at most {MAX_RANK} dimensions, found {len(shape)}")
+    return shape
+
+
+def _nested(values: object) -> Nested:
+    if isinstance(values, list | tuple):
+        shape_of(values)
+        return tuple(_nested(value) for value in values)
+    if isinstance(values, bool | int | float) and math.isfinite(values):
+        return float(values)
+    raise ValueError(f"expected numbers, found {str(values)[:60]!r}")
+
+
+class Outliers(BaseModel):
+    """A few values far from the rest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    count: Integer = Field(1, ge=1, le=MAX_ELEMENTS, description="How many elements are replaced.")
+    value: Number = Field(description="What they are replaced by.")
+
+
+_Range = Annotated[
+    tuple[Number, Number],
+    Field(
+        description="[lowest, highest]. Uniform and integers: the bounds, both included for integers. Normal: the mean is "
+        "their middle, the standard deviation a sixth of their distance. Default [-1, 1], for uint8 and bool [0, 1]."
+    ),
+]
+_Kind = Annotated[Distribution, Field(description="How values are drawn. Default uniform, for integer types integers.")]
+_Value = Annotated[Number | None, Field(description="The value of every element; only with `distribution: constant`.")]
+_Values = Annotated[
+    Any,
+    AfterValidator(_nested),
+    Field(
+        description="The elements as nested lists; only with `distribution: values`.",
+        json_schema_extra={"type": "array"},
+    ),
+]
+_Outliers = Annotated[
+    Outliers | None, Field(description="Which elements stand out; only with `distribution: outliers`.")
+]
+
+
+class Draw(BaseModel):
+    """How a parameter's or buffer's values are drawn; shape and type are the module's."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    distribution: _Kind = Distribution.UNIFORM
+    range: _Range = (-1.0, 1.0)
+    value: _Value = None
+    values: _Values = None
+    outliers: _Outliers = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Draw:
+        _check_keys(self)
+        return self
+
+
+class TensorSpec(BaseModel):
+    """One input: shape, type and how its values are drawn."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shape: tuple[Annotated[Integer, Field(ge=0)], ...] = Field(
+        max_length=MAX_RANK, description="Sizes; may be left out with `distribution: values`."
+    )
+    dtype: Dtype = Field(Dtype.FLOAT32, description="Type of the elements.")
+    distribution: _Kind = Distribution.UNIFORM
+    range: _Range = (-1.0, 1.0)
+    value: _Value = None
+    values: _Values = None
+    outliers: _Outliers = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, written: Any) -> Any:
+        return _with_defaults(written) if isinstance(written, Mapping) else written
+
+    @model_validator(mode="after")
+    def _fits(self) -> TensorSpec:
+        _check_keys(self)
+        _check_shape(self)
+        _check_type(self)
+        return self
+
+
+def _with_defaults(written: Mapping[str, Any]) -> dict[str, Any]:
+    """Defaults that depend on other keys; whatever is malformed is left for the fields to refuse."""
+    dtype = written.get("dtype", "float32")
+    integer = isinstance(dtype, str) and dtype in _INTEGERS
+    done = {"distribution": "integers" if integer else "uniform", **written}
+    kind = done["distribution"]
+    if isinstance(kind, str) and isinstance(dtype, str) and "range" in _KEYS.get(kind, ()):  # type: ignore[call-overload]
+        done.setdefault("range", [0, 1] if dtype in _FROM_ZERO else [-1, 1])
+    if kind == "values" and "shape" not in done:
+        try:
+            done["shape"] = list(shape_of(done.get("values")))
+        except ValueError:
+            done["shape"] = []
+    return done
+
+
+def _check_keys(draw: Draw | TensorSpec) -> None:
+    wanted = _KEYS[draw.distribution]
+    for key in sorted(draw.model_fields_set & _DRAWN - wanted):
+        fitting = " or ".join(str(kind) for kind, keys in _KEYS.items() if key in keys)
+        raise misplaced(f"{key!r} doesn't fit distribution {draw.distribution}: it belongs to {fitting}", key)
+    for key in sorted(wanted - {"range"}):
+        if getattr(draw, key) is None:
+            raise ValueError(f"distribution {draw.distribution} needs the key {key!r}: add it")
+    low, high = draw.range
+    if "range" in wanted and low >= high:
+        raise misplaced(f"expected [lowest, highest], found [{low:g}, {high:g}]", "range")
+
+
+def _check_shape(spec: TensorSpec) -> None:
+    elements = math.prod(spec.shape)
+    if elements > MAX_ELEMENTS:
+        raise misplaced(f"expected at most {MAX_ELEMENTS} elements, found {elements}: make it smaller", "shape")
+    if spec.values is not None and spec.shape != (found := shape_of(spec.values)):
+        raise misplaced(f"expected values of shape {list(spec.shape)}, found {list(found)}", "values")
+    if spec.outliers is not None and spec.outliers.count > elements:
+        message = f"expected at most {elements} outliers, found {spec.outliers.count}"
+        raise misplaced(message, "outliers", "count")
+
+
+def _check_type(spec: TensorSpec) -> None:
+    if spec.dtype in _INTEGERS and spec.distribution in {Distribution.UNIFORM, Distribution.NORMAL}:
+        message = f"distribution {spec.distribution} gives no {spec.dtype}: use integers, constant or values"
+        raise misplaced(message, "distribution")
+    low, high = _LIMITS.get(spec.dtype, (-3e38, 3e38))
+    given = {"value": spec.value, "outliers": spec.outliers and spec.outliers.value, "values": spec.values}
+    stated = {key: number for key, number in given.items() if number is not None}
+    stated |= {"range": spec.range} if "range" in _KEYS[spec.distribution] else {}
+    for key, numbers in stated.items():
+        for number in _flat(numbers):
+            if not low <= number <= high or (spec.dtype in _INTEGERS and not number.is_integer()):
+                raise misplaced(f"{number:g} is no value of {spec.dtype}, which has {low:g} to {high:g}", key)
+
+
+def _flat(numbers: Any) -> list[float]:
+    return [part for each in numbers for part in _flat(each)] if isinstance(numbers, tuple) else [numbers]
