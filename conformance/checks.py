@@ -12,7 +12,7 @@ import torch
 from conformance.compare import max_abs, max_quanta, off_grid, sqnr_db, tally
 from conformance.observation import Evidence
 from conformance.record import Finding, Measures, Outcome, Verdict
-from conformance.spec import ModeExpect
+from conformance.spec import Accuracy, ModeExpect
 
 # A float32 step from an exact multiple: outputs are dequantized in float32.
 GRID = 2.0**-7
@@ -152,13 +152,13 @@ def accuracy(evidence: Evidence, expect: ModeExpect) -> Finding | None:
     )  # fmt: skip
     if not any(x.numel() for x in evidence.float_outputs):
         return Finding("accuracy", Outcome.VACUOUS, wanted, "the outputs are empty: there was nothing to compare")
-    got = measure(evidence)
+    got = _distances(evidence, evidence.outputs)
     zeros = tuple(torch.zeros_like(x) for x in evidence.float_outputs)
     anything = any(bool(x.any()) for x in evidence.float_outputs)
     if anything and _within(bounds, *_distances(evidence, zeros)):
         return Finding("accuracy", Outcome.VACUOUS, wanted, "a model that always gives zero would pass: tighten the bound")
-    text = f"sqnr {_number(got.sqnr_db)} dB, max_abs {_number(got.max_abs)}, max_quanta {_number(got.max_quanta)}"
-    return _finding("accuracy", _within(bounds, got.sqnr_db, got.max_quanta, got.max_abs), wanted, text)
+    text = "sqnr {} dB, max_quanta {}, max_abs {}".format(*map(_number, got))
+    return _finding("accuracy", _within(bounds, *got), wanted, text)
 
 
 def _number(value: float | None) -> str:
@@ -170,13 +170,13 @@ def _distances(evidence: Evidence, outputs: tuple[torch.Tensor, ...]) -> tuple[f
     return sqnr_db(reference, outputs), max_quanta(reference, outputs, evidence.quanta), max_abs(reference, outputs)
 
 
-def _within(bounds: object, sqnr: float | None, quanta: float | None, absolute: float | None) -> bool:
-    def at_most(bound: float | None, value: float | None) -> bool:
-        return bound is None or (value is not None and value <= bound)
-
-    least = getattr(bounds, "sqnr_db")  # noqa: B009
-    enough = least is None or (sqnr is not None and sqnr >= least)
-    return enough and at_most(bounds.max_quanta, quanta) and at_most(bounds.max_abs, absolute)  # type: ignore[attr-defined]
+def _within(bounds: Accuracy, sqnr: float, quanta: float | None, absolute: float) -> bool:
+    # NaN compares false with everything, so that it is never within a bound.
+    return (
+        (bounds.sqnr_db is None or sqnr >= bounds.sqnr_db)
+        and (bounds.max_quanta is None or (quanta is not None and quanta <= bounds.max_quanta))
+        and (bounds.max_abs is None or absolute <= bounds.max_abs)
+    )
 
 
 def output(evidence: Evidence, expect: ModeExpect) -> Finding | None:

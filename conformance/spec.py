@@ -32,7 +32,7 @@ class Calibration(BaseModel):
 
     model_config = _FROZEN
 
-    batches: Integer = Field(2, ge=1, le=256, description="How many batches are drawn.")
+    batches: Integer = Field(default=2, ge=1, le=256, description="How many batches are drawn.")
     inputs: Annotated[Mapping[str, TensorSpec], AfterValidator(FrozenMap)] = Field(
         FrozenMap(), description="What differs from `inputs`, by name; keys left out are those of `inputs`."
     )
@@ -70,7 +70,7 @@ class Spec(BaseModel):
         FrozenMap(),
         description="Dotted path of a parameter or buffer, or a pattern such as '*.bias', to how it is drawn.",
     )
-    calibration: Calibration = Field(Calibration(), description="Data that ranges are taken from.")
+    calibration: Calibration = Field(Calibration(batches=2, inputs=FrozenMap()), description="Data that ranges are taken from.")
     modes: Annotated[tuple[Mode, ...], AfterValidator(_once_each)] = Field(
         (Mode.STATIC,), min_length=1, description="How the model is quantized."
     )
@@ -96,8 +96,10 @@ class Spec(BaseModel):
 def _with_calibration(written: dict[str, Any]) -> dict[str, Any]:
     """Put what `calibration.inputs` leaves out in from `inputs`; malformed values are left to be refused."""
     calibration, inputs = written.get("calibration"), written.get("inputs")
-    changed = calibration.get("inputs") if isinstance(calibration, dict) else None
-    if not isinstance(changed, dict) or not isinstance(inputs, dict):
+    if not isinstance(calibration, dict) or not isinstance(inputs, dict):
+        return written
+    changed = calibration.get("inputs")
+    if not isinstance(changed, dict):
         return written
     for name in changed:
         if name not in inputs:
@@ -124,3 +126,97 @@ def _check_arguments(inputs: tuple[str, ...], module: Composite) -> None:
         raise misplaced(f"expected the inputs in the order of forward: {', '.join(arguments)}", "inputs")
     if missing := arguments[len(inputs) : required]:
         raise misplaced(f"forward also takes {', '.join(missing)}: add an input for each", "inputs")
+
+
+_TEXT_OR_LAYERS: dict[str, Any] = {
+    "description": "A layer such as nn.Linear(30, 20), a list of layers, or named layers and the text of forward.",
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/Layer"}},
+        {
+            "type": "object",
+            "properties": {
+                "layers": {"type": "object", "additionalProperties": {"$ref": "#/$defs/Layer"}},
+                "forward": {"type": "string", "description": "def forward(self, x): ... and helper methods."},
+            },
+            "required": ["forward"],
+            "additionalProperties": False,
+        },
+    ],
+}
+_FACTORY: dict[str, Any] = {
+    "description": "A function of your own that returns the module; runs only with --allow-python.",
+    "type": "object",
+    "properties": {"python": {"type": "string", "pattern": r"^[\w.]+:\w+$"}},
+    "required": ["python"],
+    "additionalProperties": False,
+}
+_MATRIX: dict[str, Any] = {
+    "description": "Names to lists of values: one case for each combination; ${name} stands for the value.",
+    "type": "object",
+    "properties": {
+        "include": {"type": "array", "items": {"type": "object"}, "description": "Extends combinations or adds some."},
+        "exclude": {"type": "array", "items": {"type": "object"}, "description": "Removes those that match all keys."},
+    },
+    "additionalProperties": {"type": "array", "minItems": 1},
+}
+_PLACEHOLDER: dict[str, Any] = {"type": "string", "pattern": r"\$\{[a-z0-9_]+\}", "description": "A matrix value."}
+# Their text form is no short form but the only one, and names are fixed.
+_NO_PLACEHOLDER = frozenset({"id", "matrix"})
+_SHORT = {
+    "Calibration": {"type": "integer", "minimum": 1},
+    "QConfigModel": {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/QConfigBody"}]},
+    "OutputList": {"$ref": "#/$defs/Output"},
+}
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of a spec file as it is written, short forms and placeholders included."""
+    case = Spec.model_json_schema()
+    definitions: dict[str, Any] = case.pop("$defs")
+    definitions |= {"Layer": _TEXT_OR_LAYERS, "Factory": _FACTORY}
+    definitions["TensorSpec"]["required"] = []
+    for name in _SHORT.keys() & definitions.keys():
+        definitions[name] = {"anyOf": [definitions[name], _SHORT[name]]}
+    case["properties"] = {"id": case["properties"]["id"], "matrix": _MATRIX, **case["properties"]}
+    definitions["Case"] = case | {"required": ["id", "why", "expect"], "description": "One spec."}
+    defaults = {key: _with_placeholder(key, case["properties"][key]) for key in DEFAULT_KEYS}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Quantization conformance specs",
+        "description": "What must hold for quantized PyTorch modules.",
+        "type": "object",
+        "properties": {
+            "spec": {"const": 1, "description": "Version of this format."},
+            "suite": {"type": "string", "pattern": IDENTIFIER, "description": "Name of this file's family of specs."},
+            "defaults": {"type": "object", "properties": defaults, "additionalProperties": False},
+            "cases": {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/Case"}},
+        },
+        "required": ["spec", "suite", "cases"],
+        "additionalProperties": False,
+        "$defs": {name: _open(definition) for name, definition in definitions.items()},
+    }
+
+
+def _with_placeholder(key: str, schema: dict[str, Any]) -> dict[str, Any]:
+    opened = _open(schema)
+    return opened if key in _NO_PLACEHOLDER else {"anyOf": [opened, _PLACEHOLDER]}
+
+
+def _open(schema: Any) -> Any:
+    """Allow a placeholder wherever a value may stand, and any key beside those that are known where it holds one."""
+    if not isinstance(schema, dict):
+        return schema
+    opened = dict(schema)
+    for key in ("properties",):
+        if key in schema:
+            opened[key] = {name: _with_placeholder(name, inner) for name, inner in schema[key].items()}
+    for key in ("items", "additionalProperties"):
+        if isinstance(schema.get(key), dict):
+            opened[key] = _with_placeholder(key, schema[key])
+    for key in ("anyOf", "oneOf", "prefixItems"):
+        if key in schema:
+            opened["anyOf" if key == "oneOf" else key] = [_open(inner) for inner in schema[key]]
+    if "oneOf" in opened:
+        del opened["oneOf"]
+    return opened

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,8 @@ class Writer:
             if written != len(data):
                 raise OSError(f"wrote {written} of {len(data)} bytes")
         except OSError as error:
-            os.ftruncate(self.descriptor, start)
+            with suppress(OSError):  # what is no regular file can't be cut; a partial line is passed over when read
+                os.ftruncate(self.descriptor, start)
             raise EnvironmentTrouble(
                 f"{self.path}: could not append a record ({error}); {start} bytes of earlier records are kept: "
                 "make room and run again"

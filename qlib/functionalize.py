@@ -14,6 +14,7 @@ from torch._ops import OpOverload
 from torch.fx.node import map_arg
 
 from qlib.errors import CaptureError
+from qlib.views import INVERSES, SPLITS, View
 
 _aten = torch.ops.aten
 
@@ -28,23 +29,6 @@ class Program:
     graph: fx.Graph
     state: Mapping[str, Tensor]
     constants: frozenset[str]
-
-
-@dataclass(frozen=True)
-class _Step:
-    """How a view comes out of another tensor: an operator, and which of its results where it has several.
-
-    `name` is empty where the view can't be taken again; `args` are the arguments after the first; `start` is where a piece of
-    a split tensor begins.
-    """
-
-    name: str
-    target: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    meta: Mapping[str, Any]
-    index: int | None = None
-    start: int = 0
 
 
 @dataclass
@@ -63,7 +47,7 @@ class _Value:
     node: fx.Node
     version: int = 0
     parent: _Value | None = None
-    step: _Step | None = None
+    step: View | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +57,7 @@ class _Several:
     node: fx.Node
     source: _Value | None
     version: int
+    memory: int
 
 
 @dataclass(frozen=True)
@@ -187,15 +172,15 @@ def _compute(walk: _Walk, node: fx.Node, target: OpOverload) -> None:
     args, kwargs = walk.current(node.args), walk.current(node.kwargs)
     new = walk.graph.call_function(target, args, kwargs)
     new.meta = dict(node.meta)
-    source = _source_of(walk, node, result)
+    source, memory = _source_of(walk, node, result)
     if not isinstance(result, Tensor):
-        walk.values[node] = _Several(new, source, source.storage.version if source else 0)
+        walk.values[node] = _Several(new, source, source.storage.version if source else 0, memory)
         return
     new.meta.update(shape=tuple(result.shape), dtype=result.dtype)
     if source is None:
         walk.values[node] = _Value(_Storage(), new)
     else:
-        step = _Step(_view_name(walk, node, source), target, args[1:], kwargs, new.meta)
+        step = View(_view_name(walk, node, source), target, args[1:], kwargs, new.meta)
         walk.values[node] = _Value(source.storage, new, source.storage.version, source, step)
 
 
@@ -210,38 +195,29 @@ def _item(walk: _Walk, node: fx.Node) -> None:
     new.meta = {**made.meta, "shape": tuple(result.shape), "dtype": result.dtype}
     walk.tensors[node] = result
     source = several.source
-    if source is None or not _shares_memory(result, source, walk, made):
+    if source is None or result.untyped_storage()._cdata != several.memory:
         walk.values[node] = _Value(_Storage(), new)
         return
     name, args = _view_name(walk, made, source), walk.current(made.args[1:])
     assert isinstance(made.target, OpOverload)
-    step = _Step(name, made.target, args, made.kwargs, new.meta, index, _start(name, args, walk.tensors[made][:index]))
+    step = View(name, made.target, args, made.kwargs, new.meta, index, _start(name, args, walk.tensors[made][:index]))
     walk.values[node] = _Value(source.storage, new, several.version, source, step)
 
 
 def _start(name: str, args: tuple[Any, ...], pieces_before: list[Tensor]) -> int:
     """Where a piece begins along the dimension that a tensor is split along."""
-    return sum(piece.shape[args[1]] for piece in pieces_before) if name in _SPLITS else 0
+    return sum(piece.shape[args[1]] for piece in pieces_before) if name in SPLITS else 0
 
 
-def _source_of(walk: _Walk, node: fx.Node, result: Any) -> _Value | None:
-    """The input whose memory the result shares."""
+def _source_of(walk: _Walk, node: fx.Node, result: Any) -> tuple[_Value | None, int]:
+    """The input whose memory the result, or one of several results, shares; and that memory."""
     tensors = [result] if isinstance(result, Tensor) else [item for item in result if isinstance(item, Tensor)]
-    memory = {tensor.untyped_storage()._cdata for tensor in tensors}
+    memories = {tensor.untyped_storage()._cdata for tensor in tensors}
     for used in node.all_input_nodes:
         example = walk.tensors[used]
-        if isinstance(example, Tensor) and example.untyped_storage()._cdata in memory:
-            return walk.value(used)
-    return None
-
-
-def _shares_memory(result: Tensor, source: _Value, walk: _Walk, made: fx.Node) -> bool:
-    memory = result.untyped_storage()._cdata
-    return any(
-        walk.values[used] is source and walk.tensors[used].untyped_storage()._cdata == memory
-        for used in made.all_input_nodes
-        if used in walk.tensors
-    )
+        if isinstance(example, Tensor) and (memory := example.untyped_storage()._cdata) in memories:
+            return walk.value(used), memory
+    return None, 0
 
 
 def _view_name(walk: _Walk, node: fx.Node, source: _Value) -> str:
@@ -352,7 +328,7 @@ def _write(walk: _Walk, value: _Value, new: fx.Node, cause: fx.Node) -> None:
     for item, whole in zip(chain[:-1], before[1:], strict=True):
         step = item.step
         assert step is not None
-        inverse = INVERSE_VIEWS.get(step.name)
+        inverse = INVERSES.get(step.name)
         if inverse is None or step.meta["dtype"] != whole.meta["dtype"]:
             raise _refusal(cause, f"{cause.target} writes through {step.target}, which can't be undone; clone that first")
         target, args = inverse(step, whole, nodes[-1])
@@ -385,75 +361,9 @@ def _current_node(walk: _Walk, value: _Value | _Several) -> fx.Node:
     return made
 
 
+# Views that can't be taken anew: of another argument than the first, or of the memory itself.
+_NOT_AGAIN = frozenset({"", "as_strided"})
+
+
 def _refusal(node: fx.Node, message: str) -> CaptureError:
     return CaptureError(f"{message} (at {node.meta.get('source') or 'an unknown line'})")
-
-
-# ------------------------------------------------------------------------------------------------------------ inverse views
-
-Inverse = Callable[[_Step, fx.Node, fx.Node], tuple[OpOverload, tuple[Any, ...]]]
-
-
-def _same(step: _Step, whole: fx.Node, part: fx.Node) -> tuple[OpOverload, tuple[Any, ...]]:
-    return _aten.alias.default, (part,)
-
-
-def _reshaped(step: _Step, whole: fx.Node, part: fx.Node) -> tuple[OpOverload, tuple[Any, ...]]:
-    return _aten.reshape.default, (part, list(whole.meta["shape"]))
-
-
-def _permuted(step: _Step, whole: fx.Node, part: fx.Node) -> tuple[OpOverload, tuple[Any, ...]]:
-    order = permutation(step.target, len(whole.meta["shape"]), step.args)
-    return _aten.permute.default, (part, sorted(range(len(order)), key=order.__getitem__))
-
-
-def permutation(target: Callable[..., Any], dims: int, args: tuple[Any, ...]) -> list[int]:
-    """The order in which an operator puts `dims` dimensions, found by giving each another size."""
-    result: Tensor = target(torch.empty(tuple(range(1, dims + 1)), device="meta"), *args)
-    return [size - 1 for size in result.shape]
-
-
-def _selected(step: _Step, whole: fx.Node, part: fx.Node) -> tuple[OpOverload, tuple[Any, ...]]:
-    return _aten.select_scatter.default, (whole, part, *step.args)
-
-
-def _sliced(step: _Step, whole: fx.Node, part: fx.Node) -> tuple[OpOverload, tuple[Any, ...]]:
-    return _aten.slice_scatter.default, (whole, part, *step.args)
-
-
-def _narrowed(step: _Step, whole: fx.Node, part: fx.Node) -> tuple[OpOverload, tuple[Any, ...]]:
-    dim, start, length = step.args
-    first = start % whole.meta["shape"][dim] if length else 0
-    return _aten.slice_scatter.default, (whole, part, dim, first, first + length, 1)
-
-
-def _diagonal(step: _Step, whole: fx.Node, part: fx.Node) -> tuple[OpOverload, tuple[Any, ...]]:
-    return _aten.diagonal_scatter.default, (whole, part, *step.args)
-
-
-def _piece(step: _Step, whole: fx.Node, part: fx.Node) -> tuple[OpOverload, tuple[Any, ...]]:
-    dim = step.args[1]
-    return _aten.slice_scatter.default, (whole, part, dim, step.start, step.start + step.meta["shape"][dim], 1)
-
-
-def _unbound(step: _Step, whole: fx.Node, part: fx.Node) -> tuple[OpOverload, tuple[Any, ...]]:
-    return _aten.select_scatter.default, (whole, part, step.args[0], step.index)
-
-
-_SPLITS = frozenset({"split", "split_with_sizes", "chunk", "tensor_split"})
-_NOT_AGAIN = frozenset({"", "as_strided"})
-_ROWS: tuple[tuple[Inverse, str], ...] = (
-    (_same, "alias detach contiguous to dropout alpha_dropout feature_dropout feature_alpha_dropout lift_fresh positive"),
-    (_same, "type_as resolve_conj resolve_neg real conj requires_grad"),
-    (_reshaped, "view reshape flatten unflatten squeeze unsqueeze view_as reshape_as ravel expand expand_as"),
-    (_reshaped, "atleast_1d atleast_2d atleast_3d"),
-    (_permuted, "permute transpose t mT mH adjoint numpy_T matrix_H swapaxes swapdims movedim moveaxis"),
-    (_selected, "select"),
-    (_sliced, "slice"),
-    (_narrowed, "narrow"),
-    (_diagonal, "diagonal"),
-    (_piece, " ".join(sorted(_SPLITS))),
-    (_unbound, "unbind"),
-)
-# How to put a changed view back into the tensor that it is a view of, by the operator that made the view.
-INVERSE_VIEWS: Mapping[str, Inverse] = MappingProxyType({name: inverse for inverse, names in _ROWS for name in names.split()})

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from conformance.backend import Explanation
+from conformance.checks import CHECKS, judge, verdict
+from conformance.compare import Rounding
+from conformance.observation import Evidence
+from conformance.record import Finding, Outcome, Verdict
+from conformance.spec import Accuracy, ModeExpect, Output
+
+STEP = 0.25
+FLOATS = torch.tensor([0.30, -0.55, 1.02])
+RIGHT = torch.round(FLOATS / STEP) * STEP
+REAL = (FLOATS / STEP).double()
+
+
+def explanation(stored: torch.Tensor) -> Explanation:
+    return Explanation((Rounding("q", "linear", REAL, stored, REAL.abs(), 0, -128, 127),), ((stored * STEP).double(),))
+
+
+def evidence() -> Evidence:
+    good = explanation(torch.round(REAL))
+    return Evidence(
+        float_outputs=(FLOATS,),
+        outputs=(RIGHT,),
+        repeated=(RIGHT.clone(),),
+        debug_outputs=(RIGHT.clone(),),
+        quanta=(STEP,),
+        float_ops={"aten::linear": 1, "aten::relu": 1},
+        ops={"quantized::linear_relu": 1},
+        sequence=("quantized::linear_relu",),
+        explained=good,
+        debug_explained=good,
+        inputs_after_float=(FLOATS,),
+        inputs_after=(FLOATS.clone(),),
+    )
+
+
+EXPECT = ModeExpect(
+    ops={"quantized::linear_relu": 1},
+    absent=("aten::linear", "aten::relu"),
+    order=("quantized::linear_relu",),
+    accuracy=Accuracy(sqnr_db=10.0),
+    output=(Output(dtype="float32", shape=(3,)),),
+)
+
+
+def outcomes(found: tuple[Finding, ...]) -> dict[str, Outcome]:
+    return {finding.check: finding.outcome for finding in found}
+
+
+def test_honest_evidence_is_native_and_every_check_was_made() -> None:
+    findings = judge(evidence(), EXPECT)
+    assert outcomes(findings) == dict.fromkeys(CHECKS, Outcome.HELD)
+    assert verdict(findings) is Verdict.NATIVE
+
+
+LIES = {
+    "structure": (replace(evidence(), outputs=(RIGHT[:2],)), Verdict.WRONG),
+    "repeatable": (replace(evidence(), repeated=(RIGHT + STEP,)), Verdict.WRONG),
+    "inputs": (replace(evidence(), inputs_after=(FLOATS + 1,)), Verdict.WRONG),
+    "really_ran": (
+        replace(evidence(), outputs=(FLOATS,), repeated=(FLOATS,), debug_outputs=None, explained=None, quanta=(None,)),
+        Verdict.FALLBACK,
+    ),
+    "ops": (replace(evidence(), ops={"quantized::linear": 1, "quantized::relu": 1}), Verdict.FALLBACK),
+    "absent": (replace(evidence(), ops={"quantized::linear_relu": 1, "aten::relu": 1}), Verdict.FALLBACK),
+    "order": (replace(evidence(), sequence=("quantized::linear",)), Verdict.FALLBACK),
+    "debug_equal": (replace(evidence(), explained=explanation(torch.round(REAL) + 1)), Verdict.WRONG),
+    "accuracy": (
+        replace(evidence(), outputs=(RIGHT * 0,), repeated=(RIGHT * 0,), explained=None, debug_outputs=None),
+        Verdict.WRONG,
+    ),
+    "output": (replace(evidence(), outputs=(RIGHT.double(),), repeated=(RIGHT.double(),)), Verdict.WRONG),
+}
+
+
+def test_there_is_a_lie_for_every_check() -> None:
+    assert set(LIES) == set(CHECKS)
+
+
+@pytest.mark.parametrize("check", LIES)
+def test_every_check_catches_its_lie(check: str) -> None:
+    lie, expected = LIES[check]
+    findings = judge(lie, EXPECT)
+    assert outcomes(findings)[check] is Outcome.FAILED
+    assert verdict(findings) is expected
+
+
+def test_an_output_that_its_own_integers_do_not_explain_is_wrong() -> None:
+    shifted = (RIGHT + STEP,)
+    found = judge(replace(evidence(), outputs=shifted, repeated=shifted), replace(EXPECT, accuracy=None))
+    assert outcomes(found)["debug_equal"] is Outcome.FAILED
+
+
+def test_substrings_of_operator_names_satisfy_nothing() -> None:
+    found = judge(evidence(), ModeExpect(ops={"quantized::linear": 1}))
+    assert outcomes(found)["ops"] is Outcome.FAILED
+
+
+def test_an_operator_more_than_expected_fails() -> None:
+    found = judge(replace(evidence(), ops={"quantized::linear_relu": 2}), ModeExpect(ops={"quantized::linear_relu": 1}))
+    assert outcomes(found)["ops"] is Outcome.FAILED
+
+
+def test_absent_must_have_been_in_the_float_graph() -> None:
+    found = judge(evidence(), ModeExpect(absent=("aten::tanh",)))
+    assert outcomes(found)["absent"] is Outcome.VACUOUS
+    assert verdict(found) is Verdict.VACUOUS
+
+
+def test_nothing_stated_is_vacuous() -> None:
+    bare = replace(evidence(), debug_outputs=None, explained=None, debug_explained=None)
+    assert verdict(judge(bare, ModeExpect(debug_equal=None))) is Verdict.VACUOUS
+
+
+def test_a_bound_that_zeros_would_meet_is_vacuous() -> None:
+    found = judge(evidence(), ModeExpect(accuracy=Accuracy(max_abs=5.0)))
+    assert outcomes(found)["accuracy"] is Outcome.VACUOUS
+
+
+def test_accuracy_of_empty_outputs_is_vacuous() -> None:
+    nothing = torch.zeros(0, 3)
+    empty = replace(evidence(), float_outputs=(nothing,), outputs=(nothing,), repeated=(nothing,))
+    found = judge(empty, ModeExpect(accuracy=Accuracy(sqnr_db=10.0), debug_equal=None))
+    assert outcomes(found)["accuracy"] is Outcome.VACUOUS
+
+
+def test_nan_fails_the_accuracy() -> None:
+    broken = (RIGHT * float("nan"),)
+    found = judge(replace(evidence(), outputs=broken, repeated=broken), EXPECT)
+    assert outcomes(found)["accuracy"] is Outcome.FAILED
+
+
+def test_wrong_operators_without_a_value_check_are_wrong() -> None:
+    bare = replace(evidence(), ops={"aten::linear": 1}, debug_outputs=None)
+    assert verdict(judge(bare, ModeExpect(ops={"quantized::linear": 1}))) is Verdict.WRONG
