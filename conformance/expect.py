@@ -21,7 +21,7 @@ from pydantic import (
 from pydantic_core import CoreSchema
 
 from conformance.frozenmap import FrozenMap
-from conformance.tensorspec import Dtype, Integer, Number, misplaced
+from conformance.tensorspec import KEY, Dtype, Integer, Number, misplaced
 from conformance.vocabulary import Mode, Vocabulary, resolve_operator
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
@@ -85,6 +85,15 @@ class _WrittenPerMode:
         return {"anyOf": [each, {"type": "object", "properties": modes, "additionalProperties": False}]}
 
 
+@dataclass(frozen=True)
+class _WrittenAlone:
+    """Tells the JSON Schema that a list of one may be written without its brackets."""
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        several = handler(core)
+        return {"anyOf": [several["items"], several]}
+
+
 def _per_mode(written: Any) -> Any:
     """`{static: a, dynamic: b}` as it is, anything else for every mode alike."""
     if isinstance(written, dict) and written.keys() & set(Mode):
@@ -97,7 +106,7 @@ def _each_operator_once(written: Any, info: ValidationInfo) -> Any:
     for name in written if isinstance(written, dict) and vocabulary else ():
         canonical = vocabulary.aliases.get(name, name) if vocabulary else name
         if canonical in seen:
-            raise misplaced(f"{name!r} and {seen[canonical]!r} are the same operator: keep one", name)
+            raise misplaced(f"{name!r} and {seen[canonical]!r} are the same operator: keep one", name, KEY)
         seen[canonical] = name
     return written
 
@@ -124,7 +133,7 @@ Quanta = Annotated[
     BeforeValidator(_quanta),
     WithJsonSchema({"type": "string", "pattern": rf"^({_QUANTA.pattern}|none)$"}),
 ]
-OutputList = Annotated[tuple[Output, ...], BeforeValidator(_listed), Field(min_length=1)]
+OutputList = Annotated[tuple[Output, ...], BeforeValidator(_listed), Field(min_length=1), _WrittenAlone()]
 
 
 @dataclass(frozen=True)
@@ -147,16 +156,22 @@ class Expect(BaseModel):
 
     model_config = _FROZEN
 
-    ops: PerMode[Ops] = Field(FrozenMap(), description="Exact count of each operator that runs, by canonical name.")
+    ops: PerMode[Ops] = Field(
+        default_factory=FrozenMap, description="Exact count of each operator that runs, by canonical name."
+    )
     absent: PerMode[tuple[Operator, ...]] = Field(
-        FrozenMap(), description="Operators of the float graph that are gone."
+        default_factory=FrozenMap, description="Operators of the float graph that are gone."
     )
-    order: PerMode[tuple[Operator, ...]] = Field(FrozenMap(), description="Operators that run one after the other.")
+    order: PerMode[tuple[Operator, ...]] = Field(
+        default_factory=FrozenMap, description="Operators that run one after the other."
+    )
     debug_equal: PerMode[Quanta] = Field(
-        FrozenMap(), description="How far the debug and the final form may be apart; default '0 quanta'."
+        default_factory=FrozenMap, description="How far the debug and the final form may be apart; default '0 quanta'."
     )
-    accuracy: PerMode[Accuracy] = Field(FrozenMap(), description="How near to the float output.")
-    output: PerMode[OutputList] = Field(FrozenMap(), description="Type and shape of the output, or of each of them.")
+    accuracy: PerMode[Accuracy] = Field(default_factory=FrozenMap, description="How near to the float output.")
+    output: PerMode[OutputList] = Field(
+        default_factory=FrozenMap, description="Type and shape of the output, or of each of them."
+    )
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Expect:

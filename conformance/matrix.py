@@ -13,6 +13,7 @@ from conformance.errors import Mistake, nearest
 from conformance.yamltree import Fields, Items, Node, Piece, Scalar, kind, mistake_at, plain
 
 MAX_COMBINATIONS = 4096
+MAX_ROWS = 256
 MAX_TEXT = 40
 _PLACEHOLDER = re.compile(r"\$\{([^{}]*)\}")
 _NAME = re.compile(r"[a-z0-9_]+", re.ASCII)
@@ -100,6 +101,11 @@ def _rows(node: Node | None, mistakes: list[Mistake]) -> tuple[Fields, ...]:
     if not isinstance(node, Items) or not all(isinstance(item, Fields) and item.entries for item in node.items):
         mistakes.append(mistake_at(node, f"expected a list of mappings such as [{{a: 1}}], found {kind(plain(node))}"))
         return ()
+    if len(node.items) > MAX_ROWS:
+        mistakes.append(
+            mistake_at(node, f"expected at most {MAX_ROWS} entries, found {len(node.items)}: split the spec")
+        )
+        return ()
     rows = tuple(item for item in node.items if isinstance(item, Fields))
     for key, value in (entry for row in rows for entry in row.entries):
         mistakes.extend(_placeholders_in(value))
@@ -154,7 +160,11 @@ def short_text(node: Node) -> str:
 def _compact(node: Node) -> str:
     if isinstance(node, Scalar):
         value = node.value
-        return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
+        return (
+            {None: "null", True: "true", False: "false"}[value]
+            if value is None or isinstance(value, bool)
+            else str(value)
+        )
     if isinstance(node, Items):
         return f"({','.join(map(_compact, node.items))})"
     return f"{{{','.join(f'{key.text}:{_compact(value)}' for key, value in node.entries)}}}"
@@ -198,7 +208,7 @@ def _fill_text(node: Scalar, filling: Filling) -> Scalar:
         else:
             filling.used.add(name)
             start = node.pieces[0].locate(node.source, found.start())
-            pieces.append(Piece(value.text if isinstance(value.value, str) else _python(value), start))
+            pieces.append(Piece(value.text if isinstance(value.value, str) else _python(value), start, True))
         done = found.end()
     pieces.append(_piece(node, done, len(text)))
     return replace(node, value="".join(piece.text for piece in pieces), pieces=tuple(pieces))

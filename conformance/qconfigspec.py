@@ -127,9 +127,9 @@ class QConfigModel(BaseModel):
     model_config = _FROZEN
 
     default: Rule = Field(MODE_DEFAULT, description="For every module that no other rule names.")
-    modules: Rules = Field(FrozenMap(), description="By module path, such as block.conv.")
+    modules: Rules = Field(default_factory=FrozenMap, description="By module path, such as block.conv.")
     types: Annotated[Mapping[Annotated[str, AfterValidator(_layer_type)], Rule], AfterValidator(FrozenMap)] = Field(
-        FrozenMap(), description="By layer type, such as nn.Linear."
+        default_factory=FrozenMap, description="By layer type, such as nn.Linear."
     )
 
     @model_validator(mode="before")

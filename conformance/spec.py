@@ -12,12 +12,24 @@ from conformance.expect import Accuracy, Expect, ModeExpect, Output, narrow
 from conformance.frozenmap import FrozenMap
 from conformance.qconfigspec import QConfigBody, QConfigModel, QSpecModel, StoredDtype
 from conformance.source import Composite
-from conformance.tensorspec import Distribution, Draw, Dtype, Integer, Number, Outliers, TensorSpec, misplaced
+from conformance.tensorspec import (
+    KEY,
+    Distribution,
+    Draw,
+    Dtype,
+    Integer,
+    Number,
+    Outliers,
+    TensorSpec,
+    complete,
+    misplaced,
+)
 from conformance.vocabulary import Capture, Mode
 
 __all__ = [
-    "Accuracy", "Calibration", "Capture", "Distribution", "Draw", "Dtype", "Expect", "Mode", "ModeExpect", "Outliers",
-    "Output", "QConfigBody", "QConfigModel", "QSpecModel", "Spec", "StoredDtype", "TensorSpec", "json_schema", "narrow",
+    "DEFAULT_KEYS", "IDENTIFIER", "MAX_CASES", "Accuracy", "Calibration", "Capture", "Distribution", "Draw",
+    "Dtype", "Expect", "Mode", "ModeExpect", "Outliers", "Output", "QConfigBody", "QConfigModel", "QSpecModel",
+    "Spec", "StoredDtype", "TensorSpec", "json_schema", "narrow",
 ]  # fmt: skip
 
 DEFAULT_KEYS = ("modes", "capture", "calibration", "qconfig", "inputs", "expect", "timeout")
@@ -34,7 +46,8 @@ class Calibration(BaseModel):
 
     batches: Integer = Field(default=2, ge=1, le=256, description="How many batches are drawn.")
     inputs: Annotated[Mapping[str, TensorSpec], AfterValidator(FrozenMap)] = Field(
-        FrozenMap(), description="What differs from `inputs`, by name; keys left out are those of `inputs`."
+        default_factory=FrozenMap,
+        description="What differs from `inputs`, by name; keys left out are those of `inputs`.",
     )
 
     @model_validator(mode="before")
@@ -49,7 +62,7 @@ def _once_each(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
-_MODULE_SCHEMA: dict[str, Any] = {
+_MODULE: dict[str, Any] = {
     "description": "The module: one layer, a list of layers, named layers with `forward`, or a factory of your own.",
     "anyOf": [{"$ref": "#/$defs/Layer"}, {"$ref": "#/$defs/Factory"}],
 }
@@ -62,15 +75,15 @@ class Spec(BaseModel):
 
     id: Annotated[str, Field(pattern=IDENTIFIER, max_length=80, description="Name of the spec, unique in its file.")]
     why: str = Field(min_length=1, description="What would be broken if this failed, in a sentence.")
-    module: Annotated[Any, WithJsonSchema(_MODULE_SCHEMA)]
+    module: Annotated[Any, WithJsonSchema({})]
     inputs: Annotated[Mapping[str, TensorSpec], AfterValidator(FrozenMap)] = Field(
         min_length=1, max_length=16, description="Argument of `forward` to tensor, in positional order."
     )
     parameters: Annotated[Mapping[str, Draw], AfterValidator(FrozenMap)] = Field(
-        FrozenMap(),
+        default_factory=FrozenMap,
         description="Dotted path of a parameter or buffer, or a pattern such as '*.bias', to how it is drawn.",
     )
-    calibration: Calibration = Field(Calibration(batches=2, inputs=FrozenMap()), description="Data that ranges are taken from.")
+    calibration: Calibration = Field(default_factory=Calibration, description="Data that ranges are taken from.")
     modes: Annotated[tuple[Mode, ...], AfterValidator(_once_each)] = Field(
         (Mode.STATIC,), min_length=1, description="How the model is quantized."
     )
@@ -103,7 +116,7 @@ def _with_calibration(written: dict[str, Any]) -> dict[str, Any]:
         return written
     for name in changed:
         if name not in inputs:
-            raise misplaced(f"no input {name!r}.{nearest(name, inputs)}", "calibration", "inputs", name)
+            raise misplaced(f"no input {name!r}.{nearest(name, inputs)}", "calibration", "inputs", name, KEY)
     merged = {name: _override(inputs[name], change) for name, change in changed.items()}
     return {**written, "calibration": {**calibration, "inputs": merged}}
 
@@ -112,7 +125,10 @@ def _override(tensor: Any, change: Any) -> Any:
     """A change of the distribution leaves nothing of the old one."""
     if not isinstance(tensor, dict) or not isinstance(change, dict):
         return change
-    kept = {key: value for key, value in tensor.items() if "distribution" not in change or key not in _DRAW_KEYS}
+    shape = {key: value for key, value in complete(tensor).items() if key == "shape"}
+    kept = {
+        key: value for key, value in (shape | tensor).items() if "distribution" not in change or key not in _DRAW_KEYS
+    }
     return {**kept, **change}
 
 
@@ -121,7 +137,9 @@ def _check_arguments(inputs: tuple[str, ...], module: Composite) -> None:
     for name in inputs:
         if name not in arguments:
             takes = f" forward takes {', '.join(arguments) or 'nothing'}."
-            raise misplaced(f"forward has no argument {name!r}.{nearest(name, arguments) or takes}", "inputs", name)
+            raise misplaced(
+                f"forward has no argument {name!r}.{nearest(name, arguments) or takes}", "inputs", name, KEY
+            )
     if inputs != arguments[: len(inputs)]:
         raise misplaced(f"expected the inputs in the order of forward: {', '.join(arguments)}", "inputs")
     if missing := arguments[len(inputs) : required]:
@@ -166,7 +184,6 @@ _NO_PLACEHOLDER = frozenset({"id", "matrix"})
 _SHORT = {
     "Calibration": {"type": "integer", "minimum": 1},
     "QConfigModel": {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/QConfigBody"}]},
-    "OutputList": {"$ref": "#/$defs/Output"},
 }
 
 
@@ -178,7 +195,8 @@ def json_schema() -> dict[str, Any]:
     definitions["TensorSpec"]["required"] = []
     for name in _SHORT.keys() & definitions.keys():
         definitions[name] = {"anyOf": [definitions[name], _SHORT[name]]}
-    case["properties"] = {"id": case["properties"]["id"], "matrix": _MATRIX, **case["properties"]}
+    properties = case["properties"]
+    case["properties"] = {"id": properties["id"], "matrix": _MATRIX, **properties, "module": _MODULE}
     definitions["Case"] = case | {"required": ["id", "why", "expect"], "description": "One spec."}
     defaults = {key: _with_placeholder(key, case["properties"][key]) for key in DEFAULT_KEYS}
     return {
@@ -208,15 +226,13 @@ def _open(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     opened = dict(schema)
-    for key in ("properties",):
-        if key in schema:
-            opened[key] = {name: _with_placeholder(name, inner) for name, inner in schema[key].items()}
+    if "properties" in schema:
+        opened["properties"] = {name: _with_placeholder(name, inner) for name, inner in schema["properties"].items()}
     for key in ("items", "additionalProperties"):
         if isinstance(schema.get(key), dict):
             opened[key] = _with_placeholder(key, schema[key])
     for key in ("anyOf", "oneOf", "prefixItems"):
         if key in schema:
             opened["anyOf" if key == "oneOf" else key] = [_open(inner) for inner in schema[key]]
-    if "oneOf" in opened:
-        del opened["oneOf"]
+    opened.pop("oneOf", None)
     return opened

@@ -64,6 +64,10 @@ _INTEGERS = frozenset({Dtype.INT64, Dtype.INT32, Dtype.INT8, Dtype.UINT8, Dtype.
 _FROM_ZERO = frozenset({Dtype.UINT8, Dtype.BOOL})
 
 
+KEY = "[key]"
+"""Ends the path of an error that is about a key and not about its value."""
+
+
 def misplaced(message: str, *path: str) -> PydanticCustomError:
     """Return an error about something further in than what is being validated, so that it is shown there."""
     return PydanticCustomError("misplaced", "{message}", {"message": message, "path": path})
@@ -103,8 +107,8 @@ class Outliers(BaseModel):
 _Range = Annotated[
     tuple[Number, Number],
     Field(
-        description="[lowest, highest]. Uniform and integers: the bounds, both included for integers. Normal: the mean is "
-        "their middle, the standard deviation a sixth of their distance. Default [-1, 1], for uint8 and bool [0, 1]."
+        description="[lowest, highest]: the bounds, both included for integers; for normal, the mean is their middle, "
+        "the standard deviation a sixth of their distance. Default [-1, 1], for uint8 and bool [0, 1]."
     ),
 ]
 _Kind = Annotated[Distribution, Field(description="How values are drawn. Default uniform, for integer types integers.")]
@@ -157,7 +161,7 @@ class TensorSpec(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, written: Any) -> Any:
-        return _with_defaults(written) if isinstance(written, Mapping) else written
+        return complete(written) if isinstance(written, Mapping) else written
 
     @model_validator(mode="after")
     def _fits(self) -> TensorSpec:
@@ -167,8 +171,8 @@ class TensorSpec(BaseModel):
         return self
 
 
-def _with_defaults(written: Mapping[str, Any]) -> dict[str, Any]:
-    """Defaults that depend on other keys; whatever is malformed is left for the fields to refuse."""
+def complete(written: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is written with the defaults that depend on other keys; the fields refuse what is malformed."""
     dtype = written.get("dtype", "float32")
     integer = isinstance(dtype, str) and dtype in _INTEGERS
     done = {"distribution": "integers" if integer else "uniform", **written}
@@ -179,7 +183,7 @@ def _with_defaults(written: Mapping[str, Any]) -> dict[str, Any]:
         try:
             done["shape"] = list(shape_of(done.get("values")))
         except ValueError:
-            done["shape"] = []
+            done["shape"] = []  # the values themselves are refused
     return done
 
 
@@ -187,7 +191,7 @@ def _check_keys(draw: Draw | TensorSpec) -> None:
     wanted = _KEYS[draw.distribution]
     for key in sorted(draw.model_fields_set & _DRAWN - wanted):
         fitting = " or ".join(str(kind) for kind, keys in _KEYS.items() if key in keys)
-        raise misplaced(f"{key!r} doesn't fit distribution {draw.distribution}: it belongs to {fitting}", key)
+        raise misplaced(f"{key!r} doesn't fit distribution {draw.distribution}: it belongs to {fitting}", key, KEY)
     for key in sorted(wanted - {"range"}):
         if getattr(draw, key) is None:
             raise ValueError(f"distribution {draw.distribution} needs the key {key!r}: add it")

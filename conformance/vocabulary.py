@@ -48,7 +48,8 @@ def resolve_operator(name: str, vocabulary: Vocabulary) -> str:
     """Return the canonical name of an operator.
 
     A `quantized::` name must be known. Any other name may be new, as float operators are many, unless it is so like a
-    known one of its namespace that it must be a misspelling. Raises ValueError with the nearest valid name.
+    known one of its namespace, or has just its letters, that it must be a misspelling. Raises ValueError with the
+    nearest valid name.
     """
     name = vocabulary.aliases.get(name, name)
     if name in vocabulary.operators or name in vocabulary.float_operators:
@@ -60,7 +61,8 @@ def resolve_operator(name: str, vocabulary: Vocabulary) -> str:
     siblings = {other.partition("::")[2]: other for other in known if other.startswith(f"{namespace}::")}
     if namespace == "quantized":
         raise ValueError(f"unknown quantized operator {name!r}.{_suggest(short, siblings, 0.6)}")
-    if hint := _suggest(short, siblings, _TOO_CLOSE):
+    anagrams = {other: full for other, full in siblings.items() if sorted(other) == sorted(short)}
+    if hint := _suggest(short, siblings, _TOO_CLOSE) or _suggest(short, anagrams, 0.0):
         raise ValueError(f"unknown operator {name!r}, too like a known one to be meant.{hint}")
     return name
 

@@ -15,6 +15,9 @@ import yaml
 from conformance.errors import Mistake, SpecError
 
 MAX_DEPTH = 50
+MAX_SHOWN = 400
+# After this many mistakes a file is given up, lest a hostile one takes minutes to refuse.
+ENOUGH = 200
 # The compiled parser is ten times as fast; both give the same events.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -45,19 +48,24 @@ class Source:
     text: str
 
     def mistake(self, index: int, message: str) -> Mistake:
-        """Return a mistake at a character of the text, with its line shown."""
+        """Return a mistake at a character of the text, with its line shown unless that is too long to read."""
         start = self.text.rfind("\n", 0, index) + 1
         end = self.text.find("\n", index)
-        line = self.text[start : end if end >= 0 else len(self.text)]
+        end = end if end >= 0 else len(self.text)
+        line = self.text[start:end] if end - start <= MAX_SHOWN else ""
         return Mistake(self.path, self.text.count("\n", 0, index) + 1, index - start + 1, message, line)
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A run of a scalar's text and the index in the source from which it was written."""
+    """A run of a scalar's text and the index in the source from which it was written.
+
+    `replaced` where the text stands for a placeholder, which is where all of it is shown.
+    """
 
     text: str
     start: int
+    replaced: bool = False
 
     def locate(self, source: Source, offset: int) -> int:
         """Return the index in the source of one character of `text`.
@@ -66,6 +74,8 @@ class Piece:
         doesn't match is skipped, and white space may match any other.
         """
         index = self.start
+        if self.replaced:
+            return index
         for char in self.text[:offset]:
             index = _seek(source.text, char, index)
             index += source.text[index : index + 1] == char or source.text[index : index + 1].isspace()
@@ -131,9 +141,9 @@ class Document:
     mistakes: tuple[Mistake, ...]
 
 
-def mistake_at(node: Node, message: str, offset: int = 0) -> Mistake:
-    """Return a mistake at a node, for a scalar at one character of its text."""
-    if not isinstance(node, Scalar) or not offset:
+def mistake_at(node: Node, message: str, offset: int | None = None) -> Mistake:
+    """Return a mistake at a node, or at one character of a scalar's text."""
+    if not isinstance(node, Scalar) or offset is None:
         return node.source.mistake(node.start, message)
     for piece in node.pieces:
         if offset < len(piece.text):
@@ -204,6 +214,8 @@ class _Reader:
 
 def _node(reader: _Reader, events: Iterator[Event], event: Event, depth: int) -> Node:
     start = event.start_mark.index
+    if len(reader.mistakes) >= ENOUGH:
+        raise SpecError(reader.mistakes)
     if depth > MAX_DEPTH:
         raise SpecError([reader.source.mistake(start, f"nested deeper than {MAX_DEPTH} levels: flatten it")])
     if isinstance(event, yaml.AliasEvent):

@@ -14,6 +14,7 @@ from torch._ops import OpOverload
 from torch.fx.node import map_arg
 
 from qlib.errors import CaptureError
+from qlib.untouched import private_copy
 from qlib.views import INVERSES, SPLITS, View
 
 _aten = torch.ops.aten
@@ -21,9 +22,9 @@ _aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Program:
-    """A graph as a front-end delivers it: ATen operators, in-place ones included, every argument that can be positional.
+    """A graph as a front-end delivers it: ATen operators, in-place ones included, arguments positional where they can be.
 
-    `state` has the tensors of `get_attr` nodes by their names; those named in `constants` are written in the module's code.
+    `state` has the tensors of `get_attr` nodes by name; those in `constants` are written in the module's code.
     """
 
     graph: fx.Graph
@@ -41,13 +42,17 @@ class _Storage:
 
 @dataclass
 class _Value:
-    """A tensor: `node` holds its value as of `version` of its storage; a view also knows where it comes from."""
+    """A tensor: `node` holds its value as of `version` of its storage; a view also knows where it comes from.
+
+    `pieces` are the views that come out of splitting this tensor.
+    """
 
     storage: _Storage
     node: fx.Node
     version: int = 0
     parent: _Value | None = None
     step: View | None = None
+    pieces: list[_Value] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -84,11 +89,16 @@ class _Walk:
         """An argument with the tensors of the example run."""
         return map_arg(argument, lambda node: self.tensors[node])
 
+    def call(self, target: Any, args: Any, kwargs: Any, meta: Mapping[str, Any]) -> fx.Node:
+        """A new node, named after its operator."""
+        name = target._schema.name.rpartition("::")[2] if isinstance(target, OpOverload) else "getitem"
+        node = self.graph.create_node("call_function", target, args, kwargs, name)
+        node.meta = dict(meta)
+        return node
+
     def emit(self, target: OpOverload, args: tuple[Any, ...], meta: Mapping[str, Any], like: Tensor) -> fx.Node:
         """A new node whose result looks like a tensor of the example run."""
-        node = self.graph.call_function(target, args)
-        node.meta = {**meta, "shape": tuple(like.shape), "dtype": like.dtype}
-        return node
+        return self.call(target, args, {}, {**meta, "shape": tuple(like.shape), "dtype": like.dtype})
 
 
 def functionalize(program: Program, inputs: tuple[Tensor, ...]) -> fx.Graph:
@@ -113,15 +123,6 @@ def functionalize(program: Program, inputs: tuple[Tensor, ...]) -> fx.Graph:
                 _call(walk, node)
             _forget(walk, node, remaining)
     return walk.graph
-
-
-def private_copy(tensor: Tensor) -> Tensor:
-    """A copy with memory of its own and the same strides."""
-    copy = tensor.detach().clone()
-    if copy.stride() == tensor.stride():
-        return copy
-    storage = tensor.untyped_storage().clone()
-    return torch.empty(0, dtype=tensor.dtype).set_(storage, tensor.storage_offset(), tensor.size(), tensor.stride())
 
 
 def _forget(walk: _Walk, node: fx.Node, remaining: dict[fx.Node, int]) -> None:
@@ -170,8 +171,7 @@ def _compute(walk: _Walk, node: fx.Node, target: OpOverload) -> None:
         raise _refusal(node, f"expected tensors only, found a number that {target} takes out of the data")
     walk.tensors[node] = result
     args, kwargs = walk.current(node.args), walk.current(node.kwargs)
-    new = walk.graph.call_function(target, args, kwargs)
-    new.meta = dict(node.meta)
+    new = walk.call(target, args, kwargs, node.meta)
     source, memory = _source_of(walk, node, result)
     if not isinstance(result, Tensor):
         walk.values[node] = _Several(new, source, source.storage.version if source else 0, memory)
@@ -191,8 +191,8 @@ def _item(walk: _Walk, node: fx.Node) -> None:
     several = walk.values[made]
     assert isinstance(several, _Several)
     result: Tensor = walk.tensors[made][index]
-    new = walk.graph.call_function(operator.getitem, (several.node, index))
-    new.meta = {**made.meta, "shape": tuple(result.shape), "dtype": result.dtype}
+    meta = {**made.meta, "shape": tuple(result.shape), "dtype": result.dtype}
+    new = walk.call(operator.getitem, (several.node, index), {}, meta)
     walk.tensors[node] = result
     source = several.source
     if source is None or result.untyped_storage()._cdata != several.memory:
@@ -201,7 +201,9 @@ def _item(walk: _Walk, node: fx.Node) -> None:
     name, args = _view_name(walk, made, source), walk.current(made.args[1:])
     assert isinstance(made.target, OpOverload)
     step = View(name, made.target, args, made.kwargs, new.meta, index, _start(name, args, walk.tensors[made][:index]))
-    walk.values[node] = _Value(source.storage, new, several.version, source, step)
+    value = _Value(source.storage, new, several.version, source, step)
+    source.pieces.append(value)
+    walk.values[node] = value
 
 
 def _start(name: str, args: tuple[Any, ...], pieces_before: list[Tensor]) -> int:
@@ -235,8 +237,7 @@ def _output(walk: _Walk, node: fx.Node) -> None:
         assert isinstance(value, _Value)
         root = value.storage.root
         if root is not None and value.node is not root:
-            back = walk.graph.call_function(_aten.copy_.default, (root, value.node, False))
-            back.meta = dict(root.meta)
+            walk.call(_aten.copy_.default, (root, value.node, False), {}, root.meta)
     walk.graph.output(result)
 
 
@@ -250,7 +251,9 @@ def _mutate(walk: _Walk, node: fx.Node, target: OpOverload) -> None:
     name = schema.name.removeprefix("aten::")
     old = node.args[0] if node.args else None
     if written != [schema.arguments[0].name] or not isinstance(old, fx.Node) or name in _RESHAPES_ITSELF:
-        raise _refusal(node, f"{target} can't be replaced by an operator that leaves its arguments alone; use another one")
+        raise _refusal(
+            node, f"{target} can't be replaced by an operator that leaves its arguments alone; use another one"
+        )
     value, tensor = walk.value(old), walk.tensors[old]
     root = value.storage.root
     if root is not None and isinstance(walk.program.state.get(str(root.target)), nn.Parameter):
@@ -260,7 +263,7 @@ def _mutate(walk: _Walk, node: fx.Node, target: OpOverload) -> None:
         result = result.to(tensor.dtype)
         new = walk.emit(_aten.to.dtype, (new, tensor.dtype, False, False, None), node.meta, result)
     if result.shape != tensor.shape:
-        new = walk.emit(_aten.expand.default, (new, list(tensor.shape), False), node.meta, tensor)
+        new = walk.emit(_aten.expand.default, (new, list(tensor.shape)), node.meta, tensor)
     tensor.copy_(result)
     _write(walk, value, new, node)
     walk.values[node], walk.tensors[node] = value, tensor
@@ -306,7 +309,9 @@ def _is_constant(walk: _Walk, node: fx.Node) -> bool:
     return node.op == "get_attr" and str(node.target) in walk.program.constants
 
 
-_COPIES = frozenset({_aten.lift_fresh_copy.default, _aten.lift_fresh.default, _aten.detach.default, _aten.clone.default})
+_COPIES = frozenset(
+    {_aten.lift_fresh_copy.default, _aten.lift_fresh.default, _aten.detach.default, _aten.clone.default}
+)
 _REPLACEMENTS: Mapping[str, Callable[[_Walk, fx.Node, OpOverload], tuple[fx.Node, Tensor]]] = MappingProxyType(
     {"copy_": _copied, "fill_": _filled, "zero_": _filled}
 )
@@ -330,14 +335,28 @@ def _write(walk: _Walk, value: _Value, new: fx.Node, cause: fx.Node) -> None:
         assert step is not None
         inverse = INVERSES.get(step.name)
         if inverse is None or step.meta["dtype"] != whole.meta["dtype"]:
-            raise _refusal(cause, f"{cause.target} writes through {step.target}, which can't be undone; clone that first")
+            raise _refusal(
+                cause, f"{cause.target} writes through {step.target}, which can't be undone; clone that first"
+            )
         target, args = inverse(step, whole, nodes[-1])
-        rebuilt = walk.graph.call_function(target, args)
-        rebuilt.meta = {**cause.meta, "shape": whole.meta["shape"], "dtype": whole.meta["dtype"]}
-        nodes.append(rebuilt)
+        nodes.append(
+            walk.call(target, args, {}, {**cause.meta, "shape": whole.meta["shape"], "dtype": whole.meta["dtype"]})
+        )
     value.storage.version += 1
     for item, node in zip(chain, nodes, strict=True):
+        _keep_other_pieces(item)
         item.node, item.version = node, value.storage.version
+
+
+def _keep_other_pieces(written: _Value) -> None:
+    """The other pieces of a split tensor still hold what they held: they don't overlap with the one that was written."""
+    step, version = written.step, written.storage.version
+    for other in written.parent.pieces if written.parent is not None and step is not None else ():
+        theirs = other.step
+        if other is written or theirs is None or step is None or other.version != version - 1:
+            continue
+        if (theirs.target, theirs.args) == (step.target, step.args) and theirs.index != step.index:
+            other.version = version
 
 
 def _current_node(walk: _Walk, value: _Value | _Several) -> fx.Node:
@@ -351,12 +370,10 @@ def _current_node(walk: _Walk, value: _Value | _Several) -> fx.Node:
             f"{step.target} views a tensor that is changed before the view's last use; clone it first"
             f" (at {step.meta.get('source') or 'an unknown line'})"
         )
-    made = walk.graph.call_function(step.target, (_current_node(walk, parent), *step.args), dict(step.kwargs))
-    made.meta = dict(step.meta)
+    made = walk.call(step.target, (_current_node(walk, parent), *step.args), step.kwargs, step.meta)
     if step.index is not None:
         del made.meta["shape"], made.meta["dtype"]
-        made = walk.graph.call_function(operator.getitem, (made, step.index))
-        made.meta = dict(step.meta)
+        made = walk.call(operator.getitem, (made, step.index), {}, step.meta)
     value.node, value.version = made, value.storage.version
     return made
 

@@ -8,15 +8,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.node import Argument
 
 
-class Model(fx.GraphModule):
-    """A `torch.fx.GraphModule` whose pickle imports this library first, so that a saved model finds its operators."""
+class Model(_LazyGraphModule):
+    """A `torch.fx.GraphModule` that generates its code when it is first called, since most graphs only pass through.
+
+    Its pickle imports this library first, so that a saved model finds its operators.
+    """
 
     def __reduce__(self) -> Any:
         """Pickle as `fx.GraphModule` does, restored by a function of this library."""
-        restore, arguments = super().__reduce__()[:2]
+        restore, arguments = super().__reduce__()
         return _restore, (restore, arguments)
 
 

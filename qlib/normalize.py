@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
@@ -21,6 +21,9 @@ from qlib.views import permutation
 _aten = torch.ops.aten
 Rewrite = Callable[[fx.Node], None]
 
+# Arguments that choose a GPU's implementation, which the capture methods fill in differently.
+_ABOUT_GPUS = frozenset({"cudnn_enabled", "cudnn_enable"})
+
 
 @dataclass(frozen=True)
 class _Argument:
@@ -30,7 +33,7 @@ class _Argument:
     length: int | None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _arguments(target: OpOverload) -> tuple[_Argument, ...]:
     return tuple(
         _Argument(
@@ -59,6 +62,8 @@ def _fill(node: fx.Node) -> None:
             value: Any = node.args[position]
         else:
             value = node.kwargs.get(argument.name, argument.default)
+        if argument.name in _ABOUT_GPUS:
+            value = argument.default if argument.default is not None else True
         if argument.length and isinstance(value, list | tuple | int):
             value = _full_length(value, argument.length)
         if not argument.keyword:
@@ -116,10 +121,6 @@ def _vanish(node: fx.Node) -> None:
     node.graph.erase_node(node)
 
 
-def _erase(node: fx.Node) -> None:
-    node.graph.erase_node(node)
-
-
 def _shape(node: Any) -> list[int]:
     return list(node.meta["shape"])
 
@@ -148,7 +149,7 @@ def _reshape_like(node: fx.Node) -> None:
 
 
 def _expand_like(node: fx.Node) -> None:
-    _become(node, _aten.expand.default, node.args[0], _shape(node), False)
+    _become(node, _aten.expand.default, node.args[0], _shape(node))
 
 
 def _permute(node: fx.Node) -> None:
@@ -166,6 +167,14 @@ def _transpose_last(node: fx.Node) -> None:
         _vanish(node)
     else:
         _become(node, _aten.transpose.int, node.args[0], dims - 2, dims - 1)
+
+
+def _scatter_all(node: fx.Node) -> None:
+    """A scatter that replaces everything."""
+    if _shape(node.args[1]) == _shape(node):
+        assert isinstance(node.args[1], fx.Node)
+        node.replace_all_uses_with(node.args[1])
+        node.graph.erase_node(node)
 
 
 def _narrow(node: fx.Node) -> None:
@@ -218,6 +227,19 @@ def _convolution(node: fx.Node) -> None:
         _become(node, _TRANSPOSED[dims - 1], x, weight, bias, stride, padding, output_padding, groups, dilation)
     else:
         _become(node, _CONVOLUTIONS[dims - 1], x, weight, bias, stride, padding, dilation, groups)
+    _unbatched(node)
+
+
+def _unbatched(node: fx.Node) -> None:
+    """A convolution between an unsqueeze and a squeeze of a batch of one takes the input without a batch itself."""
+    batched = _source(node)
+    users = list(node.users)
+    alone = batched.target is _aten.unsqueeze.default and batched.args[1] == 0 and _shape(batched)[0] == 1
+    if alone and all(user.target is _aten.squeeze.dim and user.args[1] == 0 for user in users):
+        node.update_arg(0, batched.args[0])
+        node.meta["shape"] = node.meta["shape"][1:]
+        for user in users:
+            _vanish(user)
 
 
 def _named_padding(node: fx.Node) -> None:
@@ -238,6 +260,7 @@ def _named_padding(node: fx.Node) -> None:
             x = node.graph.call_function(_aten.constant_pad_nd.default, (x, pad, 0))
         x.meta = {**node.meta, "shape": tuple(shape)}
     _become(node, _CONVOLUTIONS[dims - 1], x, weight, bias, stride, sides, dilation, groups)
+    _unbatched(node)
 
 
 _REFLECTIONS = (_aten.reflection_pad1d.default, _aten.reflection_pad2d.default, _aten.reflection_pad3d.default)
@@ -305,10 +328,12 @@ _ALIASES: Mapping[OpOverload, OpOverload] = MappingProxyType(
         _aten.div.Scalar: _aten.div.Tensor,
         _aten.concat.default: _aten.cat.default,
         _aten.concatenate.default: _aten.cat.default,
+        _aten.unsafe_chunk.default: _aten.chunk.default,
+        _aten.unsafe_split.Tensor: _aten.split.Tensor,
+        _aten.unsafe_split_with_sizes.default: _aten.split_with_sizes.default,
         _aten.clip.default: _aten.clamp.default,
         _aten.negative.default: _aten.neg.default,
         _aten.absolute.default: _aten.abs.default,
-        _aten.special_softmax.int if hasattr(_aten.special_softmax, "int") else _aten.softmax.int: _aten.softmax.int,
     }
 )
 _ROWS: tuple[tuple[Rewrite, tuple[OpOverload, ...]], ...] = (
@@ -326,15 +351,19 @@ _ROWS: tuple[tuple[Rewrite, tuple[OpOverload, ...]], ...] = (
     (_transpose, (_aten.swapaxes.default, _aten.swapdims.default)),
     (_transpose_last, (_aten.t.default, _aten.mT.default)),
     (_slice, (_aten.slice.Tensor,)),
+    (_scatter_all, (_aten.slice_scatter.default,)),
     (_narrow, (_aten.narrow.default,)),
     (_convolution, (_aten._convolution.default, _aten._convolution.deprecated, _aten.convolution.default)),
-    (_named_padding, (_aten.conv1d.padding, _aten.conv2d.padding, _aten.conv3d.padding, _aten._convolution_mode.default)),
+    (_unbatched, (*_CONVOLUTIONS, *_TRANSPOSED)),
+    (
+        _named_padding,
+        (_aten.conv1d.padding, _aten.conv2d.padding, _aten.conv3d.padding, _aten._convolution_mode.default),
+    ),
     (_pad, (_aten.pad.default,)),
     (_pool_stride, (_aten.max_pool1d.default, _aten.max_pool2d.default, _aten.max_pool3d.default)),
     (_pool_stride, (_aten.avg_pool1d.default, _aten.avg_pool2d.default, _aten.avg_pool3d.default)),
     (_pool_with_indices, tuple(_PLAIN_POOLS)),
     (_hardtanh, (_aten.hardtanh.default,)),
-    (_erase, (_aten._assert_tensor_metadata.default, _aten._assert_async.msg, _aten._assert_scalar.default)),
     *((_alias(target), (alias,)) for alias, target in _ALIASES.items()),
 )
 # One row for each operator that is written differently.

@@ -63,7 +63,7 @@ def _chain(head: fx.Node, names: tuple[str, ...]) -> tuple[fx.Node, ...]:
 
 def _arguments_fit(op: Op, node: fx.Node) -> bool:
     """Operands are tensors, parameters constant tensors or None, everything else plain values."""
-    if node.kwargs or len(node.args) <= max(op.operands):
+    if not set(node.kwargs) <= set(op.keywords) or len(node.args) <= max(op.operands):
         return False
     for position, argument in enumerate(node.args):
         nodes = list(nodes_in(argument))

@@ -6,7 +6,8 @@ import operator
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache, reduce
+from functools import cache, lru_cache, reduce
+from math import prod
 from types import MappingProxyType
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch._ops import OpOverload
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from qlib.errors import CaptureError
+from qlib.untouched import untouched
 
 NameOf = Callable[[Tensor], str]
 
@@ -136,7 +138,8 @@ def trace(module: nn.Module, inputs: tuple[Tensor, ...], name_of: NameOf) -> fx.
     """
     outputs: list[Output] = []
     root = _Flat(module, outputs)
-    source = torch.jit.trace(root, inputs, check_trace=False, strict=False).inlined_graph
+    with untouched(module):
+        source = torch.jit.trace(root, inputs, check_trace=False, strict=False).inlined_graph
     walk = _Import(root, name_of, fx.Graph())
     myself, *arguments = source.inputs()
     walk.values[myself.unique()] = _Path(())
@@ -237,7 +240,7 @@ def _number(value: Any) -> Any:
     return None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _overload(schema: str) -> OpOverload:
     parsed = torch._C.parse_schema(schema)
     packet = getattr(torch.ops.aten, parsed.name.removeprefix("aten::"))
@@ -308,21 +311,33 @@ def _to_number(walk: _Import, node: Any) -> None:
     value = next(iter(walk.inputs(node)))
     if isinstance(value, fx.Node):
         place = source_line(node.sourceRange()) or "an unknown line"
-        raise CaptureError(f"expected numbers that don't depend on the data, found {node.kind()} of a tensor at {place}")
-    plain = value.value if isinstance(value, _Number) else value
+        raise CaptureError(
+            f"expected numbers that don't depend on the data, found {node.kind()} of a tensor at {place}"
+        )
+    number = _number(value)
+    plain = value if number is None else number
     tensor = node.output().type().kind() == "TensorType"
     walk.put(node.output(), _Number(plain) if tensor else _CASTS.get(node.kind(), _same)(plain))
 
 
 def _size(walk: _Import, node: Any) -> None:
-    tensor, *dim = walk.inputs(node)
-    shape = list(walk.types[tensor].shape if isinstance(tensor, fx.Node) else tensor.shape)
+    _, *dim = walk.inputs(node)
+    shape = _shape(walk, node)
     walk.put(node.output(), shape[dim[0]] if dim else shape)
 
 
 def _dim(walk: _Import, node: Any) -> None:
-    (tensor,) = walk.inputs(node)
-    walk.put(node.output(), len(walk.types[tensor].shape if isinstance(tensor, fx.Node) else tensor.shape))
+    walk.put(node.output(), len(_shape(walk, node)))
+
+
+def _numel(walk: _Import, node: Any) -> None:
+    walk.put(node.output(), prod(_shape(walk, node)))
+
+
+def _shape(walk: _Import, node: Any) -> list[int]:
+    """The shape of a node's first input, which the trace has seen."""
+    tensor = walk.values[next(node.inputs()).unique()]
+    return list(walk.types[tensor].shape if isinstance(tensor, fx.Node) else tensor.shape)
 
 
 def _item(walk: _Import, node: Any) -> None:
@@ -338,7 +353,9 @@ def _same(value: Any) -> Any:
     return value
 
 
-_CASTS: Mapping[str, Callable[[Any], Any]] = MappingProxyType({"aten::Int": int, "aten::Float": float, "aten::Bool": bool})
+_CASTS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
+    {"aten::Int": int, "aten::Float": float, "aten::Bool": bool}
+)
 _HANDLERS: Mapping[str, Callable[[_Import, Any], None]] = MappingProxyType(
     {
         "prim::Constant": _constant,
@@ -356,6 +373,7 @@ _HANDLERS: Mapping[str, Callable[[_Import, Any], None]] = MappingProxyType(
         "aten::ScalarImplicit": _to_number,
         "aten::size": _size,
         "aten::dim": _dim,
+        "aten::numel": _numel,
         "aten::__getitem__": _item,
         "prim::device": _device,
     }

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
+from torch.fx.node import map_arg
 
 _aten = torch.ops.aten
 
@@ -18,8 +21,8 @@ _aten = torch.ops.aten
 class View:
     """How a view comes out of another tensor: an operator, and which of its results where it has several.
 
-    `name` is empty where the view can't be taken again; `args` are the arguments after the first; `start` is where a piece of
-    a split tensor begins; `meta` has the view's shape and type.
+    `name` is empty where the view can't be taken again; `args` are the arguments after the first; `start` is where a
+    piece of a split tensor begins; `meta` has the view's shape and type.
     """
 
     name: str
@@ -81,9 +84,14 @@ def _unbound(step: View, whole: fx.Node, part: fx.Node) -> Call:
     return _aten.select_scatter.default, (whole, part, step.args[0], step.index)
 
 
-SPLITS = frozenset({"split", "split_with_sizes", "chunk", "tensor_split"})
+SPLITS = frozenset(
+    "split split_with_sizes chunk tensor_split unsafe_split unsafe_split_with_sizes unsafe_chunk".split()
+)
 _ROWS: tuple[tuple[Inverse, str], ...] = (
-    (_same, "alias detach contiguous to dropout alpha_dropout feature_dropout feature_alpha_dropout lift_fresh positive"),
+    (
+        _same,
+        "alias detach contiguous to dropout alpha_dropout feature_dropout feature_alpha_dropout lift_fresh positive",
+    ),
     (_same, "type_as resolve_conj resolve_neg real conj requires_grad"),
     (_reshaped, "view reshape flatten unflatten squeeze unsqueeze view_as reshape_as ravel expand expand_as"),
     (_reshaped, "atleast_1d atleast_2d atleast_3d"),
@@ -96,4 +104,43 @@ _ROWS: tuple[tuple[Inverse, str], ...] = (
     (_unbound, "unbind"),
 )
 # How to put a changed view back into the tensor that it is a view of, by the operator that made the view.
-INVERSES: Mapping[str, Inverse] = MappingProxyType({name: inverse for inverse, names in _ROWS for name in names.split()})
+INVERSES: Mapping[str, Inverse] = MappingProxyType(
+    {name: inverse for inverse, names in _ROWS for name in names.split()}
+)
+
+
+def separate_written(graph: fx.Graph) -> None:
+    """Copy what is returned or written back, where it lies in an input or buffer that is written to, in place.
+
+    The writes come last, so that nothing else can see them.
+    """
+    writes = graph.find_nodes(op="call_function", target=_aten.copy_.default)
+    if not writes:
+        return
+    exposed = {node.args[0] for node in writes}
+    for node in graph.nodes:
+        if node.all_input_nodes and node.all_input_nodes[0] in exposed and _may_be_view(node):
+            exposed.add(node)
+    copies: dict[fx.Node, fx.Node] = {}
+    for user, values in [(node, [node.args[1]]) for node in writes] + [
+        (graph.output_node(), graph.output_node().all_input_nodes)
+    ]:
+        for value in values:
+            if value not in exposed or not isinstance(value, fx.Node):
+                continue
+            if value not in copies:
+                with graph.inserting_before(writes[0]):
+                    copies[value] = graph.call_function(_aten.clone.default, (value,))
+                copies[value].meta = dict(value.meta)
+            replaced = map_arg(user.args, partial(_swap, value, copies[value]))
+            user.args = (user.args[0], *replaced[1:]) if user in writes else replaced
+
+
+def _swap(old: fx.Node, new: fx.Node, node: fx.Node) -> fx.Node:
+    return new if node is old else node
+
+
+def _may_be_view(node: fx.Node) -> bool:
+    if isinstance(node.target, OpOverload):
+        return any(result.alias_info is not None for result in node.target._schema.returns)
+    return node.target is operator.getitem

@@ -111,10 +111,11 @@ def quantize_as(
 ) -> tuple[Quantized, fx.GraphModule]:
     """Quantize with the library's own type of QConfig (None for the default); returns the final model too."""
     import qlib
+    from qlib.frontends.capture import capture
     from qlib.quantize import mapping_for
 
     with stage("capture"):
-        captured = qlib.capture(task.module, task.inputs, task.capture)
+        captured = capture(task.module, task.inputs, task.capture)
     with stage("prepare"):
         mapping = mapping_for(task.mode, "default" if qconfig is None else qconfig)
         prepared = qlib.prepare(captured, mapping)

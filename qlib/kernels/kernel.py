@@ -119,7 +119,7 @@ class Site:
             return self.tensor(value).to(operands[0].dtype) if isinstance(value, fx.Node) else value
 
         assert callable(head.target)
-        out = head.target(*(argument(i, value) for i, value in enumerate(head.args)))
+        out = head.target(*(argument(i, value) for i, value in enumerate(head.args)), **head.kwargs)
         for node in self.match.nodes[1:]:
             assert callable(node.target)
             out = node.target(out, *node.args[1:])

@@ -5,8 +5,10 @@ from __future__ import annotations
 from qlib.ops.op import Family, Op
 
 
-def _table(name: str, family: Family, doc: str, interval: tuple[float, float] | None = None) -> Op:
-    return Op(f"quantized::{name}", family, (f"aten::{name}",), "table", doc, interval=interval)
+def _table(
+    name: str, family: Family, doc: str, interval: tuple[float, float] | None = None, keywords: tuple[str, ...] = ()
+) -> Op:
+    return Op(f"quantized::{name}", family, (f"aten::{name}",), "table", doc, interval=interval, keywords=keywords)
 
 
 OPS = (
@@ -18,7 +20,7 @@ OPS = (
     _table("elu", Family.OBSERVED, "x for x > 0, else alpha * (exp(x) - 1)"),
     _table("leaky_relu", Family.OBSERVED, "x for x > 0, else slope * x"),
     _table("silu", Family.OBSERVED, "x * sigmoid(x)"),
-    _table("gelu", Family.OBSERVED, "x times the normal distribution function of x"),
+    _table("gelu", Family.OBSERVED, "x times the normal distribution function of x", keywords=("approximate",)),
     _table("sigmoid", Family.FIXED, "1 / (1 + exp(-x)), results in [0, 1]", (0.0, 1.0)),
     _table("tanh", Family.FIXED, "hyperbolic tangent, results in [-1, 1]", (-1.0, 1.0)),
 )

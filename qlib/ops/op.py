@@ -47,6 +47,7 @@ class Op:
     weight_axis axis of the weight that counts the output channels
     interval    the known range of the results of a FIXED operator
     zero_at     position of an argument that must be zero, None where there is none
+    keywords    keyword-only arguments that the kernel heeds; an operator with any other one is left in float
     """
 
     name: str
@@ -62,6 +63,7 @@ class Op:
     weight_axis: int = 0
     interval: tuple[float, float] | None = None
     zero_at: int | None = None
+    keywords: tuple[str, ...] = ()
 
     @property
     def short_name(self) -> str:

@@ -24,10 +24,8 @@ def lower(debug: fx.GraphModule) -> fx.GraphModule:
     model = copy_of(debug)
     integers = _Integers()
     for node in list(model.graph.nodes):
-        match = find(node, lambda match: _site(model, match, integers) is not None)
-        if match is not None:
-            site = _site(model, match, integers)
-            assert site is not None
+        match = find(node, lambda match: match.op.name == match.head.meta.get("operator"))
+        if match is not None and (site := _site(model, match, integers)) is not None:
             _replace(site, integers)
     finish(model)
     return model

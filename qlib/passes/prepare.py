@@ -32,7 +32,11 @@ def prepare(model: fx.GraphModule, qconfig: QConfigMapping | QConfig | str | Non
 
 
 def place_observers(model: fx.GraphModule, annotation: Annotation, mapping: QConfigMapping) -> None:
-    """Insert an observer for each placement, the followers of a group referring to its leader, and one for each weight."""
+    """Insert an observer for each placement, the followers of a group referring to its leader, and one for each weight.
+
+    The nodes of each operator found carry its name in ``meta["operator"]``: what lowering goes by, so that an operator between
+    two quantized ones that a QConfig leaves in float stays there.
+    """
     leaders: dict[fx.Node, nn.Module] = {}
     observed: dict[fx.Node, fx.Node] = {}
     targets = _names(model)
@@ -47,6 +51,8 @@ def place_observers(model: fx.GraphModule, annotation: Annotation, mapping: QCon
         if placement.users is None:
             observed[placement.value] = node
     for match in annotation.matches:
+        for part in match.nodes:
+            part.meta["operator"] = match.op.name
         if match.op.weight is not None:
             _observe_weight(model, match, mapping, next(targets))
 

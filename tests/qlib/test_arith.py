@@ -176,12 +176,12 @@ def test_zero_is_stored_exactly(ends: list[float], spec: QSpec) -> None:
     assert dequantize(stored, q).item() == 0.0
 
 
-@given(st.floats(-1e30, -1e-10, width=32), st.floats(2.0**-30, 1e30, width=32))
+@given(st.floats(-(2.0**90), -(2.0**-30), width=32), st.floats(2.0**-30, 2.0**90, width=32))
 def test_no_step_is_wasted(low: float, high: float) -> None:
     q = qparams_from_range(torch.tensor(low), torch.tensor(high), QSpec())
     expected = (Fraction(high) - Fraction(low)) / 255
     assert abs(Fraction(float(q.scale)) - expected) <= expected * Fraction(1, 2**23)
-    assert abs(int(q.zero_point) - Fraction(-low) / Fraction(float(q.scale))) <= Fraction(51, 100)
+    assert abs(int(q.zero_point) - Fraction(-low) / Fraction(float(q.scale))) <= Fraction(1, 2)
 
 
 @pytest.mark.parametrize(("dtype", "zero_point", "half"), [("int8", 0, 127), ("uint8", 128, 127), ("int4", 0, 7)])
@@ -219,9 +219,9 @@ def test_per_channel_ranges() -> None:
 
 
 def test_the_range_of_a_tensor() -> None:
-    q = qparams_of_tensor(torch.tensor([[1.0, -0.5], [4.5, 2.0]]), QSpec())
-    assert float(q.scale) == pytest.approx(5.0 / 255)
-    assert int(q.zero_point) == 26  # 0.5 / (5 / 255) = 25.5
+    q = qparams_of_tensor(torch.tensor([[1.0, -0.6], [4.5, 2.0]]), QSpec())
+    assert float(q.scale) == pytest.approx(5.1 / 255)
+    assert int(q.zero_point) == 30  # 0.6 / 0.02
     empty = qparams_of_tensor(torch.zeros(0, 3), QSpec())
     assert (float(empty.scale), int(empty.zero_point)) == (1.0, 0)
 

@@ -1,0 +1,193 @@
+"""The operator table, and the library operators that are registered from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from qlib.kernels import KERNELS
+from qlib.ops import BOUNDARY, BY_HEAD, GROUPS, OPS, Family, Op, When
+
+RESULT = (0.1, 3, 0, 255, torch.uint8)
+ROWS = [op for group in GROUPS for op in group.OPS]
+WITH_KERNEL = [op.name for op in ROWS if KERNELS[op.kernel].schema is not None]
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda x: x,
+    "reversed": lambda x: x.permute(*reversed(range(x.dim()))).contiguous().permute(*reversed(range(x.dim()))),
+}
+
+
+def stored(*shape: int, dtype: torch.dtype = torch.uint8) -> Tensor:
+    info = torch.iinfo(dtype)
+    return torch.randint(info.min, info.max + 1, shape, dtype=dtype, generator=torch.Generator().manual_seed(5))
+
+
+def digit(op: Op) -> int:
+    return int(next(c for c in op.name if c.isdigit()))
+
+
+def weight(*shape: int) -> tuple[Tensor, Tensor, Tensor]:
+    return stored(*shape, dtype=torch.int8), torch.full((shape[0],), 0.01), torch.zeros(shape[0], dtype=torch.int32)
+
+
+def sample_linear(op: Op) -> tuple[Any, ...]:
+    return (stored(3, 5), 0.1, 7, *weight(4, 5), torch.arange(4, dtype=torch.int32), *RESULT)
+
+
+def sample_linear_dynamic(op: Op) -> tuple[Any, ...]:
+    return (torch.linspace(-1, 1, 15).reshape(3, 5), *weight(4, 5), torch.arange(4.0), 0, 255, False, torch.uint8)
+
+
+def sample_conv(op: Op) -> tuple[Any, ...]:
+    dim = digit(op)
+    window = ([2] * dim, [1] * dim, [1] * dim, 1)
+    return (stored(2, 3, *[6] * dim), 0.1, 7, *weight(4, 3, *[3] * dim), None, *window, *RESULT)
+
+
+def sample_binary(op: Op) -> tuple[Any, ...]:
+    return (stored(2, 3, 4), 0.1, 7, stored(3, 1), 0.2, 9, *RESULT)
+
+
+def sample_join(op: Op) -> tuple[Any, ...]:
+    return ([stored(2, 3, 4), stored(2, 3, 4)], [0.1, 0.2], [7, 9], 1, *RESULT)
+
+
+def sample_monotone(op: Op) -> tuple[Any, ...]:
+    return (stored(2, 3, *[6] * digit(op)), [2] * digit(op))
+
+
+def sample_averaging(op: Op) -> tuple[Any, ...]:
+    return (stored(2, 3, *[6] * digit(op)), 7, 0, 255, [2] * digit(op))
+
+
+SAMPLES: dict[str, Callable[[Op], tuple[Any, ...]]] = {
+    "linear": sample_linear,
+    "linear_dynamic": sample_linear_dynamic,
+    "conv": sample_conv,
+    "table": lambda op: (stored(2, 3, 4), stored(256)),
+    "channel_table": lambda op: (stored(2, 3, 4), stored(3, 256)),
+    "add": sample_binary,
+    "mul": sample_binary,
+    "join": sample_join,
+    "monotone": sample_monotone,
+    "averaging": sample_averaging,
+}
+
+
+def test_no_two_rows_have_one_name() -> None:
+    assert sorted(op.name for op in ROWS) == sorted(OPS)
+    assert len({op.short_name for op in ROWS}) == len(ROWS)
+    assert not {op.name for op in ROWS} & set(BOUNDARY)
+
+
+def test_no_two_rows_stand_for_the_same_thing() -> None:
+    keys = [(op.chain, op.when, op.operands) for op in ROWS]
+    assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize("op", ROWS, ids=lambda op: op.name)
+def test_a_row_is_consistent(op: Op) -> None:
+    assert op.kernel in KERNELS
+    assert op.name.startswith("quantized::")
+    assert op.doc and "\n" not in op.doc
+    assert (op.weight is not None) == (op.family is Family.WEIGHTED)
+    assert (op.interval is not None) == (op.family is Family.FIXED)
+    assert not set(op.operands) & set(op.parameters)
+    for position in (op.weight, op.bias):
+        assert position is None or position in op.parameters
+    assert op.when is When.STATIC or op.family is Family.WEIGHTED
+
+
+@pytest.mark.parametrize("op", ROWS, ids=lambda op: op.name)
+def test_a_chain_is_made_of_operators_that_torch_has(op: Op) -> None:
+    for name in op.chain:
+        if name != "getitem":
+            schemas = torch._C._jit_get_schemas_for_operator(name)
+            assert schemas, name
+    if op.weight is not None and op.bias is not None:
+        arguments = torch._C._jit_get_schemas_for_operator(op.chain[0])[0].arguments
+        assert [arguments[op.weight].name, arguments[op.bias].name] == ["weight", "bias"]
+
+
+def test_longer_chains_are_tried_first() -> None:
+    for head, rows in BY_HEAD.items():
+        lengths = [len(op.chain) for op in rows]
+        assert lengths == sorted(lengths, reverse=True)
+        assert all(op.chain[0] == head for op in rows)
+    assert sorted(op.name for rows in BY_HEAD.values() for op in rows) == sorted(OPS)
+
+
+def test_each_kernel_is_used_by_a_row() -> None:
+    assert {op.kernel for op in ROWS} == set(KERNELS)
+
+
+def test_every_row_with_a_schema_is_registered_and_no_other() -> None:
+    boundary = {name.partition("::")[2] for name in BOUNDARY}
+    registered = {
+        schema.name.partition("::")[2] for schema in torch._C._jit_get_all_schemas() if schema.name.startswith("qlib::")
+    }
+    assert registered == {OPS[name].short_name for name in WITH_KERNEL} | boundary
+
+
+def layouts(args: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+    """The same arguments, with the data in each layout of its memory."""
+    for change in LAYOUTS.values():
+        first = [change(x) for x in args[0]] if isinstance(args[0], list) else change(args[0])
+        yield (first, *args[1:])
+
+
+STRIDES = pytest.mark.xfail(strict=True, reason="the fake result has other strides than the real one")
+# Kernels whose result keeps the memory layout of a transposed input while the fake result does not, or the reverse.
+MISLEADING = frozenset({"add", "channel_table", "mul", "table"})
+
+
+@pytest.mark.parametrize("name", WITH_KERNEL)
+def test_schema_and_fake_result_are_right(name: str) -> None:
+    op = OPS[name]
+    args = SAMPLES[op.kernel](op)
+    overload = getattr(torch.ops.qlib, op.short_name).default
+    torch.library.opcheck(overload, args, test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize("name", WITH_KERNEL)
+def test_layouts_of_the_input_change_nothing(name: str) -> None:
+    op = OPS[name]
+    overload = getattr(torch.ops.qlib, op.short_name).default
+    first, *others = [overload(*args) for args in layouts(SAMPLES[op.kernel](op))]
+    assert all(torch.equal(first, other) for other in others)
+
+
+@pytest.mark.parametrize("kernel", [pytest.param(k, marks=[STRIDES] * (k in MISLEADING)) for k in sorted(SAMPLES)])
+def test_the_fake_result_is_right_for_every_layout(kernel: str) -> None:
+    op = next(op for op in ROWS if op.kernel == kernel)
+    overload = getattr(torch.ops.qlib, op.short_name).default
+    for args in layouts(SAMPLES[kernel](op)):
+        torch.library.opcheck(overload, args, test_utils=("test_faketensor",))
+
+
+BOUNDARY_SAMPLES: dict[str, tuple[Any, ...]] = {
+    "quantize_per_tensor.default": (torch.randn(2, 3), *RESULT),
+    "quantize_per_tensor.tensor": (torch.randn(2, 3), torch.tensor(0.1), torch.tensor(3), *RESULT[2:]),
+    "quantize_per_channel.default": (torch.randn(2, 3), torch.ones(3), torch.zeros(3).int(), 1, *RESULT[2:]),
+    "dequantize_per_tensor.default": (stored(2, 3), 0.1, 3),
+    "dequantize_per_tensor.tensor": (stored(2, 3), torch.tensor(0.1), torch.tensor(3)),
+    "dequantize_per_channel.default": (stored(2, 3), torch.ones(3), torch.zeros(3).int(), 1),
+    "choose_qparams.default": (torch.randn(2, 3), 0, 255, False, torch.uint8),
+}
+
+
+@pytest.mark.parametrize("name", sorted(BOUNDARY_SAMPLES))
+def test_operators_at_the_boundary(name: str) -> None:
+    packet, _, overload = name.partition(".")
+    assert f"quantized::{packet}" in BOUNDARY
+    target = getattr(getattr(torch.ops.qlib, packet), overload)
+    torch.library.opcheck(target, BOUNDARY_SAMPLES[name], test_utils=("test_schema", "test_faketensor"))
+
+
+def test_every_operator_at_the_boundary_has_a_sample() -> None:
+    packets = {name.partition(".")[0] for name in BOUNDARY_SAMPLES}
+    assert packets == {name.partition("::")[2] for name in BOUNDARY}
