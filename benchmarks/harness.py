@@ -2,9 +2,10 @@
 
     python benchmarks/harness.py [--rounds 5]
 
-A check is what `checkGraphModeOp` does: capture, quantize with calibration in the debug and in the final form, run both, compare,
-and look for the operator. Ours also compares with the float model and judges each rounding. Medians over the rounds; the modules of one
-round run one after the other, each by theirs and then by ours, so that both see the same machine. One thread.
+A check is what `checkGraphModeOp` does: capture, quantize with calibration in the debug and in the final form, run
+both, compare, and look for the operator. Ours also compares with the float model and judges each rounding. Medians
+over the rounds; the modules of one round run one after the other, each by theirs and then by ours, so that both see
+the same machine. One thread.
 """
 
 from __future__ import annotations
@@ -78,7 +79,9 @@ def subjects() -> list[Subject]:
     for d in (1, 2, 3):
         found += [
             Subject(f"conv{d}d", nn.Sequential(conv[d](3, 4, 3)), (image[d],), f"quantized::conv{d}d("),
-            Subject(f"conv{d}d_relu", nn.Sequential(conv[d](3, 4, 3), nn.ReLU()), (image[d],), f"quantized::conv{d}d_relu("),
+            Subject(
+                f"conv{d}d_relu", nn.Sequential(conv[d](3, 4, 3), nn.ReLU()), (image[d],), f"quantized::conv{d}d_relu("
+            ),
             Subject(f"batch_norm{d}d", nn.Sequential(norm[d](3)), (image[d],), "quantized::batch_norm"),
         ]
         if d > 1:  # torch's TorchScript flow folds no batch norm into a conv1d
@@ -111,7 +114,9 @@ def subjects() -> list[Subject]:
         Subject("mlp", deep, (flat,), "quantized::linear_relu"),
         Subject("linear dynamic", nn.Sequential(linear), (flat,), "quantized::linear_dynamic", dynamic=True),
         Subject("mlp dynamic", deep, (flat,), "quantized::linear_dynamic", dynamic=True),
-        Subject("wide linear dynamic", nn.Sequential(nn.Linear(30, 256)), (flat,), "quantized::linear_dynamic", dynamic=True),
+        Subject(
+            "wide linear dynamic", nn.Sequential(nn.Linear(30, 256)), (flat,), "quantized::linear_dynamic", dynamic=True
+        ),
     ]
     return found
 
@@ -126,6 +131,7 @@ def theirs(subject: Subject) -> None:
         if subject.dynamic:
             forms[debug] = quantize_dynamic_jit(model, {"": default_dynamic_qconfig}, debug=debug)
         else:
+
             def run(m: nn.Module, calls: list[tuple[Tensor, ...]]) -> None:
                 for call in calls:
                     m(*call)
@@ -179,7 +185,11 @@ def main() -> None:
                     times[subject.name][name].append(spent)
     medians = {s: {name: statistics.median(found) for name, found in by.items()} for s, by in times.items()}
     rows = [
-        [s, *(f"{1000 * by[name]:.1f}" for name in CHECKS), *(f"{by['torch'] / by[name]:.1f}" for name in list(CHECKS)[1:])]
+        [
+            s,
+            *(f"{1000 * by[name]:.1f}" for name in CHECKS),
+            *(f"{by['torch'] / by[name]:.1f}" for name in list(CHECKS)[1:]),
+        ]
         for s, by in medians.items()
     ]
     headers = ["module", *(f"{name} (ms)" for name in CHECKS), *(f"torch / {name}" for name in list(CHECKS)[1:])]
@@ -188,7 +198,10 @@ def main() -> None:
     for name in list(CHECKS)[1:]:
         ratios = [by["torch"] / by[name] for by in medians.values()]
         per_check = statistics.median(by[name] for by in medians.values())
-        print(f"{name}: median {1000 * per_check:.1f} ms a check, {statistics.median(ratios):.1f} times faster in the median")
+        print(
+            f"{name}: median {1000 * per_check:.1f} ms a check, "
+            f"{statistics.median(ratios):.1f} times faster in the median"
+        )
     print(f"torch: median {1000 * statistics.median(by['torch'] for by in medians.values()):.1f} ms a check")
 
 

@@ -26,7 +26,7 @@ _HOMES = {
     "Task": "backend",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = sorted(_HOMES)  # noqa: PLE0605  (one list of names is enough)
 
 
 def __getattr__(name: str) -> Any:

@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 
 from conformance.case import Case, expand, find_case, select
-from conformance.errors import ConformanceError, EnvironmentTrouble, SpecError, UsageError
+from conformance.errors import ConformanceError, EnvironmentTrouble, Mistake, SpecError, UsageError
 from conformance.load import discover, load
 from conformance.places import bundled_specs
 from conformance.spec import Capture, Mode, json_schema
@@ -20,16 +20,24 @@ from conformance.spec import Capture, Mode, json_schema
 OK, FAILED, USAGE, ENVIRONMENT = 0, 1, 2, 3
 
 SPECS = click.argument("specs", nargs=-1, type=click.Path(path_type=Path))
-MODES = click.option("--mode", "modes", multiple=True, type=click.Choice([str(m) for m in Mode]), help="Only this mode; repeatable.")
+MODES = click.option(
+    "--mode", "modes", multiple=True, type=click.Choice([str(m) for m in Mode]), help="Only this mode; repeatable."
+)
 CAPTURES = click.option(
-    "--capture", "captures", multiple=True, type=click.Choice([str(c) for c in Capture]), help="Only this capture; repeatable."
+    "--capture",
+    "captures",
+    multiple=True,
+    type=click.Choice([str(c) for c in Capture]),
+    help="Only this capture; repeatable.",
 )
 TEXT = click.option("-k", "text", default="", metavar="TEXT", help="Only cases whose id contains TEXT.")
-PYTHON = click.option("--allow-python", is_flag=True, help="Let specs import modules by 'python: package.module:factory'.")
+PYTHON = click.option(
+    "--allow-python", is_flag=True, help="Let specs import modules by 'python: package.module:factory'."
+)
 
 
 def main() -> None:
-    """Run the command line and exit with 0 as expected, 1 conformance failure, 2 usage or spec error, 3 environment error."""
+    """Run the command line; exit with 0 as expected, 1 conformance failure, 2 usage or spec error, 3 environment."""
     try:
         sys.exit(cli(standalone_mode=False))
     except click.exceptions.Abort:
@@ -55,8 +63,8 @@ def _fail(text: str, code: int) -> None:
 def cli() -> None:
     """Check quantized PyTorch against declarative specs.
 
-    A spec (*.qspec.yaml) describes a module, its inputs, and what must hold after quantization: which operators run in 8 bits, how
-    exactly, and how close to float. Each case ends with one verdict:
+    A spec (*.qspec.yaml) describes a module, its inputs, and what must hold after quantization: which operators run
+    in 8 bits, how exactly, and how close to float. Each case ends with one verdict:
 
     \b
       native       right, and the expected integer operators ran
@@ -65,18 +73,20 @@ def cli() -> None:
       unsupported  the backend had declared that it can't
       crash, timeout, error, vacuous
 
-    Exit status: 0 as expected, 1 a conformance failure, 2 a mistake in a command or a spec, 3 trouble with the environment.
+    Exit status: 0 as expected, 1 a conformance failure, 2 a mistake in a command or a spec, 3 trouble with the
+    environment.
     """
 
 
 def _cases(specs: Sequence[Path], modes: Sequence[str], captures: Sequence[str], text: str) -> tuple[Case, ...]:
-    """The cases of the given spec files or folders, or of the bundled ones; every mistake in any of them is reported."""
+    """The cases of the given spec files or folders, or of the bundled ones; all mistakes in them are reported."""
     from conformance.backends.qlib import vocabulary
 
     paths = discover(list(specs) or [bundled_specs()])
     if not paths:
         raise UsageError(f"no *.qspec.yaml file in {', '.join(map(str, specs))}")
-    mistakes, cases = [], []
+    mistakes: list[Mistake] = []
+    cases: list[Case] = []
     for path in paths:
         try:
             cases += expand(load(path, vocabulary()))
@@ -92,18 +102,42 @@ def _cases(specs: Sequence[Path], modes: Sequence[str], captures: Sequence[str],
 
 @cli.command()
 @SPECS
-@click.option("--backend", "backends", multiple=True, default=("qlib",), metavar="NAME[:TARGET]", show_default=True,
-              help="Run on this backend; repeatable.")  # fmt: skip
+@click.option(
+    "--backend",
+    "backends",
+    multiple=True,
+    default=("qlib",),
+    metavar="NAME[:TARGET]",
+    show_default=True,
+    help="Run on this backend; repeatable.",
+)
 @MODES
 @CAPTURES
 @TEXT
 @click.option("-n", "workers", default=1, show_default=True, type=click.IntRange(1), help="How many worker processes.")
-@click.option("--timeout", "seconds", default=60.0, show_default=True, help="Deadline of a case in a worker, in seconds.")
-@click.option("-o", "--output", default=Path("results"), show_default=True, type=click.Path(path_type=Path, file_okay=False),
-              help="Folder for results.jsonl, report.md and report.html.")  # fmt: skip
+@click.option(
+    "--timeout", "seconds", default=60.0, show_default=True, help="Deadline of a case in a worker, in seconds."
+)
+@click.option(
+    "-o",
+    "--output",
+    default=Path("results"),
+    show_default=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for results.jsonl, report.md and report.html.",
+)
 @PYTHON
-def run(specs: tuple[Path, ...], backends: tuple[str, ...], modes: tuple[str, ...], captures: tuple[str, ...], text: str,
-        workers: int, seconds: float, output: Path, allow_python: bool) -> int:  # fmt: skip
+def run(  # noqa: PLR0913, PLR0917  (one parameter for each option)
+    specs: tuple[Path, ...],
+    backends: tuple[str, ...],
+    modes: tuple[str, ...],
+    captures: tuple[str, ...],
+    text: str,
+    workers: int,
+    seconds: float,
+    output: Path,
+    allow_python: bool,
+) -> int:
     """Run specs and write the results and reports.
 
     SPECS are files or folders; without any, the bundled specs are run.
@@ -151,19 +185,21 @@ def _write(path: Path, text: str) -> Path:
 
 
 @cli.command("list")
-@click.argument("what", type=click.Choice(["cases", "ops", "observers", "modes", "backends", "checks", "formats", "qconfigs"]))
+@click.argument(
+    "what", type=click.Choice(["cases", "ops", "observers", "modes", "backends", "checks", "formats", "qconfigs"])
+)
 @SPECS
 @MODES
 @CAPTURES
 @TEXT
-def list_command(what: str, specs: tuple[Path, ...], modes: tuple[str, ...], captures: tuple[str, ...], text: str) -> None:
+def list_command(
+    what: str, specs: tuple[Path, ...], modes: tuple[str, ...], captures: tuple[str, ...], text: str
+) -> None:
     """Print what there is: cases (of SPECS or the bundled ones), or the suite's own tables."""
     from conformance.catalog import catalog
 
-    if what == "cases":
-        lines = {case.id: case.why for case in _cases(specs, modes, captures, text)}
-    else:
-        lines = catalog(what)
+    cases = _cases(specs, modes, captures, text) if what == "cases" else ()
+    lines = {case.id: case.why for case in cases} or catalog(what)
     width = min(72, max(map(len, lines), default=0))
     for name, doc in lines.items():
         click.echo(f"{name:<{width}}  {doc}".rstrip())
@@ -177,8 +213,8 @@ def list_command(what: str, specs: tuple[Path, ...], modes: tuple[str, ...], cap
 def show(case: str, specs: tuple[Path, ...], backend: str, allow_python: bool) -> int:
     """Run one CASE and print all about it.
 
-    The spec, the module, the float, debug and final graphs side by side, and every finding. CASE is an id as `list cases` prints
-    it, as pytest prints it, or the unambiguous beginning of one.
+    The spec, the module, the float, debug and final graphs side by side, and every finding. CASE is an id as `list
+    cases` prints it, as pytest prints it, or the unambiguous beginning of one.
     """
     from conformance.backends import open_backend
     from conformance.known import apply, known_for
@@ -198,7 +234,9 @@ def lint(specs: tuple[Path, ...]) -> None:
     """
     cases = _cases(specs, (), (), "")
     files = {case.path for case in cases}
-    click.echo(f"{len(files)} files, {len({(c.suite, c.spec_id) for c in cases})} specs, {len(cases)} cases: no mistakes")
+    click.echo(
+        f"{len(files)} files, {len({(c.suite, c.spec_id) for c in cases})} specs, {len(cases)} cases: no mistakes"
+    )
 
 
 @cli.command()
@@ -209,8 +247,15 @@ def schema() -> None:
 
 @cli.command()
 @click.argument("results", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--format", "name", default="terminal", show_default=True, help="One of those that `list formats` prints.")
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write to this file instead of the terminal.")
+@click.option(
+    "--format", "name", default="terminal", show_default=True, help="One of those that `list formats` prints."
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write to this file instead of the terminal.",
+)
 def report(results: Path, name: str, output: Path | None) -> None:
     """Render a results file of `conformance run`; runs nothing."""
     from conformance.catalog import renderer

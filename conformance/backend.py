@@ -28,8 +28,8 @@ class Process(StrEnum):
 class About:
     """What a backend says of itself.
 
-    `modes` and `captures` are those it supports. `lacks` are canonical operators that it declares it does not have. What is not
-    declared here and refused all the same is a wrong result.
+    `modes` and `captures` are those it supports. `lacks` are canonical operators that it declares it does not have.
+    What is not declared here and refused all the same is a wrong result.
     """
 
     name: str
@@ -44,8 +44,8 @@ class About:
 class Task:
     """What a backend is asked to quantize.
 
-    `module` is a float module in evaluation mode and the backend's own to change. `inputs` are one example call's tensors,
-    `calibration` further calls'. `qconfig` is None for the mode's default.
+    `module` is a float module in evaluation mode and the backend's own to change. `inputs` are one example call's
+    tensors, `calibration` further calls'. `qconfig` is None for the mode's default.
     """
 
     module: nn.Module
@@ -60,9 +60,9 @@ class Task:
 class Program:
     """A form of a model that can be run.
 
-    `call` takes a task's inputs and returns what the module returns. `ops` are the executed operators by canonical name, in
-    order, `native_ops` counts them by the backend's own names. `quanta` holds the step of each output tensor, None for one that
-    is not quantized. `graph` is its text for a person.
+    `call` takes a task's inputs and returns what the module returns. `ops` are the executed operators by canonical
+    name, in order, `native_ops` counts them by the backend's own names. `quanta` holds the step of each output
+    tensor, None for one that is not quantized. `graph` is its text for a person.
     """
 
     call: Callable[..., object]
@@ -74,7 +74,7 @@ class Program:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Each rounding that a form made beside the exact number that it rounded, and the outputs that follow, in float64."""
+    """Each rounding that a form made beside the exact number that it rounded; the outputs that follow, in float64."""
 
     roundings: tuple[Rounding, ...]
     outputs: tuple[Tensor, ...]
@@ -84,8 +84,8 @@ class Explanation:
 class Quantized:
     """What a backend made of a task.
 
-    `debug` is the readable form, None where the backend has none. `explain` takes the name of a form, "debug" or "final", and
-    inputs; None where the backend can't tell ties from errors, so that every difference counts.
+    `debug` is the readable form, None where the backend has none. `explain` takes the name of a form, "debug" or
+    "final", and inputs; None where the backend can't tell ties from errors, so that every difference counts.
     """
 
     float_ops: Mapping[str, int]

@@ -43,14 +43,21 @@ def repeatable(evidence: Evidence, expect: ModeExpect) -> Finding | None:
         a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs
     )
     distance = max((max_abs([a], [b]) for a, b in pairs if a.shape == b.shape), default=math.inf)
-    return _finding("repeatable", same, "equal outputs from a second call", "equal" if same else f"off by {distance:.3g}")
+    return _finding(
+        "repeatable", same, "equal outputs from a second call", "equal" if same else f"off by {distance:.3g}"
+    )
 
 
 def inputs(evidence: Evidence, expect: ModeExpect) -> Finding | None:
     """The inputs are changed where the module changes them, and nowhere else."""
     pairs = zip(evidence.inputs_after_float, evidence.inputs_after, strict=True)
     changed = [i for i, (a, b) in enumerate(pairs) if not torch.equal(a, b)]
-    return _finding("inputs", not changed, "inputs left as the float model leaves them", f"differ: arguments {changed}" if changed else "same")
+    return _finding(
+        "inputs",
+        not changed,
+        "inputs left as the float model leaves them",
+        f"differ: arguments {changed}" if changed else "same",
+    )
 
 
 def really_ran(evidence: Evidence, expect: ModeExpect) -> Finding | None:
@@ -60,7 +67,9 @@ def really_ran(evidence: Evidence, expect: ModeExpect) -> Finding | None:
         return None
     distance = off_grid(evidence.outputs, evidence.quanta)
     if distance > GRID:
-        return _finding("really_ran", False, "outputs that are multiples of their step", f"{distance:.3g} quanta off the grid")
+        return _finding(
+            "really_ran", False, "outputs that are multiples of their step", f"{distance:.3g} quanta off the grid"
+        )
     identical = max_abs(evidence.float_outputs, evidence.outputs) == 0.0
     honest = evidence.debug_outputs is not None and max_abs(evidence.float_outputs, evidence.debug_outputs) == 0.0
     got = "bit for bit the float model's outputs" if identical else "outputs of their own"
@@ -104,7 +113,9 @@ def debug_equal(evidence: Evidence, expect: ModeExpect) -> Finding | None:
     if evidence.explained is None:
         distance = max_quanta(evidence.debug_outputs, evidence.outputs, evidence.quanta)
         distance = max_abs(evidence.debug_outputs, evidence.outputs) if distance is None else distance
-        return _finding("debug_equal", distance <= expect.debug_equal, wanted, f"{distance:g} quanta, ties not told apart")
+        return _finding(
+            "debug_equal", distance <= expect.debug_equal, wanted, f"{distance:g} quanta, ties not told apart"
+        )
     forms = [("final", evidence.explained, evidence.outputs)]
     if evidence.debug_explained is not None:
         forms.append(("debug", evidence.debug_explained, evidence.debug_outputs))
@@ -125,8 +136,10 @@ def debug_equal(evidence: Evidence, expect: ModeExpect) -> Finding | None:
     return _finding("debug_equal", True, wanted, f"{counts.exact} exact, {counts.tie} ties, 0 wrong")
 
 
-def _unexplained(outputs: tuple[torch.Tensor, ...], exact: tuple[torch.Tensor, ...], quanta: tuple[float | None, ...]) -> float:
-    """How far outputs are from those that the roundings lead to: in quanta, or relative to the largest where there are none."""
+def _unexplained(
+    outputs: tuple[torch.Tensor, ...], exact: tuple[torch.Tensor, ...], quanta: tuple[float | None, ...]
+) -> float:
+    """How far outputs are from those that the roundings lead to: in quanta, else relative to the largest."""
     worst = 0.0
     for x, y, step in zip(outputs, exact, quanta, strict=True):
         if x.numel() and x.shape == y.shape:
@@ -146,17 +159,21 @@ def accuracy(evidence: Evidence, expect: ModeExpect) -> Finding | None:
     wanted = ", ".join(
         f"{key} {sign} {value:g}"
         for key, sign, value in (
-            ("sqnr_db", ">=", bounds.sqnr_db), ("max_quanta", "<=", bounds.max_quanta), ("max_abs", "<=", bounds.max_abs),
+            ("sqnr_db", ">=", bounds.sqnr_db),
+            ("max_quanta", "<=", bounds.max_quanta),
+            ("max_abs", "<=", bounds.max_abs),
         )
         if value is not None
-    )  # fmt: skip
+    )
     if not any(x.numel() for x in evidence.float_outputs):
         return Finding("accuracy", Outcome.VACUOUS, wanted, "the outputs are empty: there was nothing to compare")
     got = _distances(evidence, evidence.outputs)
     zeros = tuple(torch.zeros_like(x) for x in evidence.float_outputs)
     anything = any(bool(x.any()) for x in evidence.float_outputs)
     if anything and _within(bounds, *_distances(evidence, zeros)):
-        return Finding("accuracy", Outcome.VACUOUS, wanted, "a model that always gives zero would pass: tighten the bound")
+        return Finding(
+            "accuracy", Outcome.VACUOUS, wanted, "a model that always gives zero would pass: tighten the bound"
+        )
     text = "sqnr {} dB, max_quanta {}, max_abs {}".format(*map(_number, got))
     return _finding("accuracy", _within(bounds, *got), wanted, text)
 
@@ -214,7 +231,8 @@ CHECKS: Mapping[str, Kind] = MappingProxyType(
     }
 )
 
-# Checks that a spec has to state, or that state something only where a spec means it to: without one of these held, nothing was shown.
+# Checks that a spec has to state, or that state something only where a spec means it to: without one of these held,
+# nothing was shown.
 STATED = frozenset({"ops", "absent", "order", "debug_equal", "accuracy", "output"})
 # Checks that show the values to be right.
 CORRECTNESS = frozenset({"debug_equal", "accuracy"})
@@ -251,7 +269,11 @@ def measure(evidence: Evidence) -> Measures:
         return Measures()
     sqnr, quanta, absolute = _distances(evidence, evidence.outputs)
     counts = tally(evidence.explained.roundings) if evidence.explained is not None else None
-    debug = None if evidence.debug_outputs is None else max_quanta(evidence.debug_outputs, evidence.outputs, evidence.quanta)
+    debug = (
+        None
+        if evidence.debug_outputs is None
+        else max_quanta(evidence.debug_outputs, evidence.outputs, evidence.quanta)
+    )
     return Measures(
         sqnr_db=sqnr if math.isfinite(sqnr) else None,
         max_abs=absolute if math.isfinite(absolute) else None,

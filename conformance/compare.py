@@ -17,8 +17,9 @@ FLOAT32_ERROR = 8 * 2.0**-24
 class Rounding:
     """One tensor that a form computed, and the exact numbers it should have come from.
 
-    `real` (float64) is the exact number: in steps of the scale and without the zero point where there is a `zero_point`, in real
-    units where that is None. `given` is what the form made of it. `magnitude` bounds the terms that were added up to it.
+    `real` (float64) is the exact number: in steps of the scale and without the zero point where there is a
+    `zero_point`, in real units where that is None. `given` is what the form made of it. `magnitude` bounds the terms
+    that were added up to it.
     """
 
     name: str
@@ -33,7 +34,7 @@ class Rounding:
 
 @dataclass(frozen=True)
 class Tally:
-    """How many roundings were exact, ties and wrong; `worst` is the largest error of a wrong one and `where` its operator.
+    """How many roundings were exact, ties and wrong; `worst` is the largest error of a wrong one, `where` its operator.
 
     `worst` is in quanta for integers, and in multiples of the float32 error bound for tensors that stay in float.
     """
@@ -47,21 +48,22 @@ class Tally:
     def __add__(self, other: Tally) -> Tally:
         """Both tallies as one."""
         worst = self if self.worst >= other.worst else other
-        return Tally(
-            self.exact + other.exact, self.tie + other.tie, self.wrong + other.wrong, worst.worst, worst.where
-        )
+        return Tally(self.exact + other.exact, self.tie + other.tie, self.wrong + other.wrong, worst.worst, worst.where)
 
 
 def classify(rounding: Rounding) -> Tally:
     """Tell apart the roundings of one tensor.
 
-    With v the exact number in steps: *exact* is ``clamp(round_half_even(v) + zero_point)``; a neighbour of it is a *tie* where v
-    lies within the float32 error bound ``8 * 2**-24 * (magnitude + |zero_point| + 1)`` of the boundary between the two. Everything
-    else is *wrong*. Tensors that stay in float are exact within the same bound, and else wrong. A wrong shape is wrong everywhere.
+    With v the exact number in steps: *exact* is ``clamp(round_half_even(v) + zero_point)``; a neighbour of it is a
+    *tie* where v lies within the float32 error bound ``8 * 2**-24 * (magnitude + |zero_point| + 1)`` of the boundary
+    between the two. Everything else is *wrong*. Tensors that stay in float are exact within the same bound, and else
+    wrong. A wrong shape is wrong everywhere.
     """
     place = f"{rounding.name} ({rounding.operator})"
     if rounding.given.shape != rounding.real.shape:
-        return Tally(wrong=max(rounding.real.numel(), 1), worst=math.inf, where=f"{place}: shape {tuple(rounding.given.shape)}")
+        return Tally(
+            wrong=max(rounding.real.numel(), 1), worst=math.inf, where=f"{place}: shape {tuple(rounding.given.shape)}"
+        )
     given = rounding.given.to(torch.float64)
     if rounding.zero_point is None:
         return _classify_float(rounding, given, place)
@@ -91,10 +93,10 @@ def tally(roundings: Iterable[Rounding]) -> Tally:
 
 
 def sqnr_db(reference: Sequence[Tensor], other: Sequence[Tensor]) -> float:
-    """Signal to quantization noise over all tensors, ``10 log10(sum(reference**2) / sum((reference - other)**2))`` in dB.
+    """Signal to quantization noise in dB over all tensors: ``10 log10(sum(a**2) / sum((a - b)**2))``, a the reference.
 
-    Infinite where they are equal, minus infinite where only the reference is zero, NaN where there is nothing to compare or
-    `other` is not finite.
+    Infinite where they are equal, minus infinite where only the reference is zero, NaN where there is nothing to
+    compare or `other` is not finite.
     """
     signal = noise = 0.0
     elements = 0
@@ -117,9 +119,7 @@ def max_abs(reference: Sequence[Tensor], other: Sequence[Tensor]) -> float:
 
 def max_quanta(reference: Sequence[Tensor], other: Sequence[Tensor], quanta: Sequence[float | None]) -> float | None:
     """The largest absolute difference in steps of each output's scale; None where no output has one."""
-    found = [
-        max_abs([a], [b]) / step for a, b, step in zip(reference, other, quanta, strict=True) if step is not None
-    ]
+    found = [max_abs([a], [b]) / step for a, b, step in zip(reference, other, quanta, strict=True) if step is not None]
     return max(found, key=lambda d: math.inf if math.isnan(d) else d) if found else None
 
 

@@ -54,7 +54,7 @@ class Trial:
 
 
 def run_case(case: Case, backend: Backend, name: str, allow_python: bool = False) -> Trial:
-    """Run `case` on `backend`, which is called `name` in the record. Never raises for what the case or the backend does."""
+    """Run `case` on `backend`, called `name` in the record; never raises for what the case or the backend does."""
     stages = Stages()
     about = backend.about()
     if (gap := _gap(about, case)) is not None:

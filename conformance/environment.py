@@ -54,7 +54,13 @@ def _processor() -> str:
 def _instruction_set() -> str:
     """The flags that decide which int8 kernels a library picks, best first; a cap set for oneDNN is named too."""
     flags = _cpuinfo("flags").split()
-    names = {"amx_int8": "AMX-INT8", "avx512_vnni": "AVX512-VNNI", "avx_vnni": "AVX-VNNI", "avx512f": "AVX512", "avx2": "AVX2"}
+    names = {
+        "amx_int8": "AMX-INT8",
+        "avx512_vnni": "AVX512-VNNI",
+        "avx_vnni": "AVX-VNNI",
+        "avx512f": "AVX512",
+        "avx2": "AVX2",
+    }
     found = next((name for flag, name in names.items() if flag in flags), platform.machine())
     cap = os.environ.get("ONEDNN_MAX_CPU_ISA")
     return f"{found} (capped: {cap})" if cap else found

@@ -55,11 +55,11 @@ class UsageError(ConformanceError):
     """A command line or a call names something that does not exist."""
 
 
-class EnvironmentTrouble(ConformanceError):
+class EnvironmentTrouble(ConformanceError):  # noqa: N818  (OSError has taken EnvironmentError)
     """The machine or the environment is at fault: a package is missing, a file can't be written."""
 
 
-class Unsupported(ConformanceError):
+class Unsupported(ConformanceError):  # noqa: N818  (a declared answer, not a fault)
     """Raised by a backend that can't do a case; whether it had declared so decides the verdict."""
 
 

@@ -1,4 +1,4 @@
-"""`check_graph_mode_op`: check one module in one call, by the name and the calling convention of the helper it takes over from."""
+"""`check_graph_mode_op`: one module checked in one call, with the arguments of the helper it takes over from."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from conformance.spec import Accuracy, ModeExpect
 LEAST_SQNR_DB = 15.0
 
 
-def check_graph_mode_op(
+def check_graph_mode_op(  # noqa: PLR0913, PLR0917  (the signature of the helper that it takes over from)
     module: nn.Module,
     inputs: Any,
     quantized_op: str | Mapping[str, int] | None,
@@ -33,15 +33,15 @@ def check_graph_mode_op(
 ) -> fx.GraphModule:
     """Quantize `module`, check what came out, and return the final model.
 
-    `inputs` is a list of argument tuples, the first being the example and all of them the calibration data; with `dynamic`
-    it is one tensor. `quantized_op` names an operator that must have run, exactly, or gives exact counts by name; canonical names and
-    the spellings of `torch.ao`'s tests are accepted. `tracing` captures by `torch.jit.trace`, else by `torch.export`. `qconfig` is a
-    `qlib.QConfig`, a `qlib.QConfigMapping` or a preset's name. `debug` prints the module and its graphs. The caller's module and
-    data are never changed.
+    `inputs` is a list of argument tuples, the first being the example and all of them the calibration data; with
+    `dynamic` it is one tensor. `quantized_op` names an operator that must have run, exactly, or gives exact counts by
+    name; canonical names and the spellings of `torch.ao`'s tests are accepted. `tracing` captures by
+    `torch.jit.trace`, else by `torch.export`. `qconfig` is a `qlib.QConfig`, a `qlib.QConfigMapping` or a preset's
+    name. `debug` prints the module and its graphs. The caller's module and data are never changed.
 
-    Raises AssertionError, listing every finding, where an operator is missing, the debug and the final form part, a second call
-    differs from the first, or the result has less than 15 dB of signal to noise against the float model. With ``check=False``
-    nothing is compared, and the model must still be captured, converted and run.
+    Raises AssertionError, listing every finding, where an operator is missing, the debug and the final form part, a
+    second call differs from the first, or the result has less than 15 dB of signal to noise against the float model.
+    With ``check=False`` nothing is compared, and the model must still be captured, converted and run.
     """
     module = copy.deepcopy(module)
     module = module.eval() if eval_mode else module

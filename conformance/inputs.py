@@ -26,7 +26,7 @@ def inputs_of(case: Case) -> tuple[Tensor, ...]:
 
 
 def calibration_of(case: Case, inputs: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], ...]:
-    """The calibration batches: the judged inputs and further draws of the same kind, or draws of their own where the spec says so."""
+    """The calibration batches: the judged inputs and further draws, or draws of their own if the spec says so."""
     own = case.calibration.inputs
     specs = {**case.inputs, **own}
     drawn = [_batch(specs, case.seed, f"calibration {n}") for n in range(case.calibration.batches)]

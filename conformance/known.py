@@ -1,10 +1,10 @@
 """Known failures: one YAML file per backend says which cases are expected to fail, how, and why.
 
-    - case: linear::huge_*          # a case id, or a pattern with * and ?
-      verdict: wrong
-      stage: judge                  # optional
-      reason: the bias is rounded to 16 bits
-      link: https://example.org/issues/1      # optional
+- case: linear::huge_*          # a case id, or a pattern with * and ?
+  verdict: wrong
+  stage: judge                  # optional
+  reason: the bias is rounded to 16 bits
+  link: https://example.org/issues/1      # optional
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ def load_known(path: Path) -> tuple[Known, ...]:
         raise SpecError([Mistake(str(path), line, column, f"not valid YAML: {error.problem}")]) from error
     except ValidationError as error:
         found = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise SpecError([Mistake(str(path), 1, 1, f"expected a list of known failures; {text}") for text in found]) from error
+        raise SpecError(
+            [Mistake(str(path), 1, 1, f"expected a list of known failures; {text}") for text in found]
+        ) from error
 
 
 def known_for(backend: str) -> tuple[Known, ...]:

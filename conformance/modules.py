@@ -39,9 +39,9 @@ _NAMES: dict[str, Any] = {
 def build(case: Case, allow_python: bool = False) -> nn.Module:
     """Build the float module of a case, in evaluation mode; the global random state is left as it was.
 
-    Weights come from torch's own initialisation under the case's seed. Statistics and scales of batch norms, which would
-    make them the identity, are drawn too; then the spec's `parameters:` are applied. Raises ConformanceError for a module that
-    is too large, a pattern that names no parameter, and a `python:` module without permission.
+    Weights come from torch's own initialisation under the case's seed. Statistics and scales of batch norms, which
+    would make them the identity, are drawn too; then the spec's `parameters:` are applied. Raises ConformanceError
+    for a module that is too large, a pattern that names no parameter, and a `python:` module without permission.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(case.seed)
@@ -49,7 +49,11 @@ def build(case: Case, allow_python: bool = False) -> nn.Module:
             with torch.device("meta"):
                 _check_size(_make(case.module, case.id))
             torch.manual_seed(case.seed)
-        module = _imported(case.module.target, allow_python) if isinstance(case.module, Factory) else _make(case.module, case.id)
+        module = (
+            _imported(case.module.target, allow_python)
+            if isinstance(case.module, Factory)
+            else _make(case.module, case.id)
+        )
     source = generator(case.seed, "weights")
     for part in module.modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
@@ -61,7 +65,9 @@ def build(case: Case, allow_python: bool = False) -> nn.Module:
 def _check_size(module: nn.Module) -> None:
     elements = sum(t.numel() for t in [*module.parameters(), *module.buffers()])
     if elements > MAX_ELEMENTS:
-        raise ConformanceError(f"the module holds {elements} numbers, expected at most {MAX_ELEMENTS}: make its layers smaller")
+        raise ConformanceError(
+            f"the module holds {elements} numbers, expected at most {MAX_ELEMENTS}: make its layers smaller"
+        )
 
 
 def _make(source: ModuleSource, name: str) -> Any:
@@ -74,7 +80,7 @@ def _make(source: ModuleSource, name: str) -> Any:
 
 
 def _compose(source: Composite, name: str) -> nn.Module:
-    """A module with the spec's layers and methods; its class is made here, as the text itself defines functions only."""
+    """A module with the spec's layers and methods; its class is made here, as the text only defines functions."""
     kind = type("SpecModule", (nn.Module,), _methods(source.function, name))
     module: nn.Module = kind()
     for layer, inner in source.layers.items():
@@ -94,7 +100,9 @@ def _methods(function: Function, name: str) -> dict[str, Callable[..., Any]]:
 
 def _imported(target: str, allow_python: bool) -> nn.Module:
     if not allow_python:
-        raise ConformanceError(f"the spec runs Python of its own ({target}): allow that with --allow-python if you trust it")
+        raise ConformanceError(
+            f"the spec runs Python of its own ({target}): allow that with --allow-python if you trust it"
+        )
     path, _, name = target.partition(":")
     module = getattr(import_module(path), name)()
     if not isinstance(module, nn.Module):
@@ -118,7 +126,9 @@ def _apply_parameters(module: nn.Module, case: Case, source: torch.Generator) ->
         names = [name for name in state if fnmatchcase(name, pattern)]
         if not names:
             hint = nearest(pattern, state)
-            raise ConformanceError(f"parameters: {pattern!r} names no parameter.{hint} There are: {', '.join(state) or 'none'}")
+            raise ConformanceError(
+                f"parameters: {pattern!r} names no parameter.{hint} There are: {', '.join(state) or 'none'}"
+            )
         for name in names:
             with torch.no_grad():
                 state[name].copy_(draw(spec, tuple(state[name].shape), state[name].dtype, source))

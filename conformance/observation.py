@@ -14,8 +14,8 @@ from conformance.backend import Explanation
 class Evidence:
     """Everything that the checks judge.
 
-    Output tuples hold the tensors of a call in order, nesting flattened. `repeated` is a second call of the final form on the same
-    inputs. `explained` and `debug_explained` are None where the backend can't explain its roundings.
+    Output tuples hold the tensors of a call in order, nesting flattened. `repeated` is a second call of the final
+    form on the same inputs. `explained` and `debug_explained` are None where the backend can't explain its roundings.
     """
 
     float_outputs: tuple[Tensor, ...]

@@ -41,11 +41,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=[str(mode) for mode in Mode],
         help="run only cases of this mode; may be given several times",
     )
-    group.addoption("--allow-python", action="store_true", help="let specs import modules by 'python: package.module:factory'")
     group.addoption(
-        "--case-timeout", type=float, default=60.0, metavar="SECONDS", help="deadline of a case in a worker process (default: 60)"
+        "--allow-python", action="store_true", help="let specs import modules by 'python: package.module:factory'"
     )
-    group.addoption("--conformance-results", metavar="FILE", help="append each record to this results file (JSON lines)")
+    group.addoption(
+        "--case-timeout",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="deadline of a case in a worker process (default: 60)",
+    )
+    group.addoption(
+        "--conformance-results", metavar="FILE", help="append each record to this results file (JSON lines)"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -88,7 +96,7 @@ class SpecFile(pytest.File):
                 yield CaseItem.from_parent(self, name=item_name(case, backend), case=case, backend=backend)
 
 
-class CaseFailure(Exception):
+class CaseFailure(Exception):  # noqa: N818  (what pytest calls it)
     """A record that fails its case."""
 
     def __init__(self, record: Record, graphs: str) -> None:
@@ -109,7 +117,7 @@ class CaseItem(pytest.Item):
         self.add_marker(pytest.mark.conformance(case.suite))
 
     def runtest(self) -> None:
-        """Run the case and raise where the record fails it; unsupported cases are skipped, known failures xfail strictly."""
+        """Run the case and raise where the record fails it; unsupported cases skip, known failures xfail strictly."""
         found, graphs = _run(self)
         record = apply(found, known_for(self.backend))
         self.user_properties.append((_RECORD, record.to_json()))

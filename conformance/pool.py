@@ -70,7 +70,9 @@ class Worker:
             self.stop()
             answer = {"trouble": f"no hello within {HELLO_SECONDS:g} s"}
         if answer is None or "hello" not in answer:
-            said = answer["trouble"] if answer else f"the worker ended before its hello: {self._death()}\n{self._tail()}"
+            said = (
+                answer["trouble"] if answer else f"the worker ended before its hello: {self._death()}\n{self._tail()}"
+            )
             raise EnvironmentTrouble(f"backend {self.backend!r}: {said}")
 
     @property

@@ -132,10 +132,7 @@ class Record:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Record:
         """Rebuild a record from `to_json`; unknown keys raise TypeError."""
-        findings = tuple(
-            Finding(f["check"], Outcome(f["outcome"]), f["expected"], f["got"])
-            for f in data["findings"]
-        )
+        findings = tuple(Finding(f["check"], Outcome(f["outcome"]), f["expected"], f["got"]) for f in data["findings"])
         rest = {k: v for k, v in data.items() if k not in {"subject", "verdict", "findings", "measures", "notes"}}
         return cls(
             subject=Subject(**data["subject"]),

@@ -36,11 +36,13 @@ class Plan:
         return [pool.Job(case, backend) for backend in self.backends for case in self.cases]
 
 
-def execute(plan: Plan, path: Path, known: Callable[[str], Sequence[Known]], show: Callable[[Record], None]) -> list[Record]:
+def execute(
+    plan: Plan, path: Path, known: Callable[[str], Sequence[Known]], show: Callable[[Record], None]
+) -> list[Record]:
     """Run the plan, append each record to the results file at `path` and hand it to `show`; returns all of them.
 
-    `known` gives a backend's known failures. Raises EnvironmentTrouble where a backend can't be opened or the file can't be
-    written; what was recorded until then stays in the file.
+    `known` gives a backend's known failures. Raises EnvironmentTrouble where a backend can't be opened or the file
+    can't be written; what was recorded until then stays in the file.
     """
     run = Run(
         environment=environment(),

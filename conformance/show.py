@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from conformance.backend import Backend
 from conformance.case import Case
 from conformance.engine import Trial, run_case
-from conformance.backend import Backend
 from conformance.report.text import explain
 
 

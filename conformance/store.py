@@ -16,7 +16,7 @@ from conformance.record import Environment, Record, Run
 
 @dataclass(frozen=True)
 class Results:
-    """The contents of a results file; `damaged` counts lines that could not be read, such as a last one that was cut off."""
+    """The contents of a results file; `damaged` counts lines that could not be read, such as one that was cut off."""
 
     run: Run
     records: tuple[Record, ...]

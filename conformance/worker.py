@@ -1,8 +1,8 @@
-"""A process of its own for a backend: reads requests, runs cases, answers with records. `python -m conformance.worker NAME`.
+"""A process of its own for a backend, `python -m conformance.worker NAME`: reads requests, answers with records.
 
 The protocol is JSON lines. First the worker says ``{"hello": {...}}`` or ``{"trouble": "..."}``. Each request
-``{"path": SPEC FILE, "case": CASE ID}`` is answered with ``{"record": {...}}`` or ``{"trouble": "..."}``. Standard output is
-kept for the protocol: what native libraries print goes to standard error.
+``{"path": SPEC FILE, "case": CASE ID}`` is answered with ``{"record": {...}}`` or ``{"trouble": "..."}``. Standard
+output is kept for the protocol: what native libraries print goes to standard error.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ _HOMES = {
     "ConversionError": "errors",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = sorted(_HOMES)  # noqa: PLE0605  (one list of names is enough)
 
 
 def __getattr__(name: str) -> Any:

@@ -53,7 +53,8 @@ def broadcast(values: Tensor, axis: int | None, ndim: int) -> Tensor:
 def quantize(x: Tensor, qparams: QParams) -> Tensor:
     """Quantize a float tensor: ``clamp(round_half_even(x / scale) + zero_point, qmin, qmax)``.
 
-    Returns integers of the storage type of ``qparams.dtype`` in the shape of `x`. Infinities saturate, NaN becomes `qmin`.
+    Returns integers of the storage type of ``qparams.dtype`` in the shape of `x`. Infinities saturate, NaN becomes
+    `qmin`.
     """
     scale = broadcast(qparams.scale, qparams.axis, x.dim()).to(x.dtype)
     zero_point = broadcast(qparams.zero_point, qparams.axis, x.dim())
@@ -67,7 +68,9 @@ def dequantize(q: Tensor, qparams: QParams, dtype: torch.dtype = torch.float32) 
     return (q.to(dtype) - zero_point) * scale
 
 
-def requantize(real: Tensor, multiplier: Tensor | float, zero_point: int, qmin: int, qmax: int, dtype: torch.dtype) -> Tensor:
+def requantize(
+    real: Tensor, multiplier: Tensor | float, zero_point: int, qmin: int, qmax: int, dtype: torch.dtype
+) -> Tensor:
     """Round ``real * multiplier`` half to even, add the zero point and saturate; `real` is float64 or float32."""
     return saturate(round_half_even(real * multiplier) + zero_point, qmin, qmax, dtype)
 
@@ -75,9 +78,9 @@ def requantize(real: Tensor, multiplier: Tensor | float, zero_point: int, qmin: 
 def qparams_from_range(low: Tensor, high: Tensor, spec: QSpec) -> QParams:
     """The `QParams` that cover the real numbers from `low` to `high`, zero always included.
 
-    `low` and `high` are 0-dimensional, or 1-dimensional for one range per channel. A range that is only zero gets scale 1,
-    so that it is stored exactly. Symmetric specs cover ``[-a, a]`` with ``a = max(|low|, |high|)`` and keep the zero point at
-    the middle of the range. Raises CalibrationError where a bound is infinite or not a number.
+    `low` and `high` are 0-dimensional, or 1-dimensional for one range per channel. A range that is only zero gets
+    scale 1, so that it is stored exactly. Symmetric specs cover ``[-a, a]`` with ``a = max(|low|, |high|)`` and keep
+    the zero point at the middle of the range. Raises CalibrationError where a bound is infinite or not a number.
     """
     if not bool(torch.isfinite(low).all() & torch.isfinite(high).all()):
         raise CalibrationError(
@@ -101,7 +104,7 @@ def qparams_from_range(low: Tensor, high: Tensor, spec: QSpec) -> QParams:
 
 
 def qparams_of_tensor(x: Tensor, spec: QSpec) -> QParams:
-    """The `QParams` of the range that `x` has right now: what run-time (dynamic) quantization uses; empty data has the range {0}."""
+    """The `QParams` of the range that `x` has now, as run-time quantization uses; empty data has the range {0}."""
     if x.numel() == 0:
         zero = torch.zeros((), dtype=torch.float32)
         return qparams_from_range(zero, zero, spec)
@@ -110,7 +113,7 @@ def qparams_of_tensor(x: Tensor, spec: QSpec) -> QParams:
 
 
 def widen_weight_scale(weight_scale: Tensor, input_scale: Tensor, bias: Tensor) -> Tensor:
-    """The least weight scales, not below those given, with which ``bias / (input_scale * weight_scale)`` stays within 2**30.
+    """The least weight scales, not below those given, that keep ``bias / (input_scale * weight_scale)`` within 2**30.
 
     The bias is stored as int32 in steps of the product of both scales; a tiny input scale would overflow it. Where that
     happens the products are far below one step of the output, so that nothing is lost by coarser weights.
@@ -122,6 +125,6 @@ def widen_weight_scale(weight_scale: Tensor, input_scale: Tensor, bias: Tensor) 
 
 
 def quantize_bias(bias: Tensor, scale: Tensor) -> Tensor:
-    """``round_half_even(bias / scale)`` as int32; `scale` is ``input_scale * weight_scale`` in float64, one or one per channel."""
+    """``round_half_even(bias / scale)`` as int32; `scale` is ``input_scale * weight_scale`` in float64."""
     steps = round_half_even(bias.detach().to(torch.float64) / scale)
     return saturate(steps, -(2**31), 2**31 - 1, torch.int32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -62,7 +63,7 @@ class _Names:
         return name
 
     def module(self, path: str) -> tuple[str, str]:
-        """The first path of the submodule at `path`, and its type as rules name it; of the nearest owner where it is none."""
+        """The first path of the submodule at `path`, and its type as rules name it; else of its nearest owner."""
         submodule: Any = self._root
         for part in path.split(".") if path else ():
             inner = getattr(submodule, part, None)
@@ -86,10 +87,11 @@ def type_name(kind: type) -> str:
 def capture(module: nn.Module, inputs: tuple[Tensor, ...], method: str = "export") -> fx.GraphModule:
     """Turn a module into one functional graph of ATen operators, in the normal form that `qlib.normalize` describes.
 
-    `inputs` are example inputs, one tensor for each positional argument; the graph holds for their shapes, types and layout.
-    Parameters share memory with the module's, buffers are copies, and the module stays as it is. Nodes carry `module_path`,
-    `module_type` and `source` in their metadata, and `shape` and `dtype` where they make a tensor. Inputs and buffers that the
-    module changes are changed by ``aten.copy_`` at the end. `method` is a key of `METHODS`.
+    `inputs` are example inputs, one tensor for each positional argument; the graph holds for their shapes, types and
+    layout. `method` is a key of `METHODS`. Parameters share memory with the module's, buffers are copies, and the
+    module stays as it is. Nodes carry `module_path` and `module_type` in their metadata, `shape` and `dtype` where they
+    make a tensor, and operators `source`, which is empty where the user's line is unknown. Inputs and buffers that the
+    module changes are changed by ``aten.copy_`` at the end.
     Raises CaptureError where the module can't be captured that way.
     """
     if method not in METHODS:
@@ -146,20 +148,23 @@ def _check_examples(inputs: tuple[Tensor, ...]) -> None:
             )
 
 
-# ------------------------------------------------------------------------------------------- around the run of the module
+# ---------------------------------------------------------------------------------------- around the run of the module
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No warnings, no gradients, no fused attention that hides its operators, and random numbers as if nothing had run."""
+    """No warnings, no logs, no gradients, no fused attention, which hides its operators, and the random state kept."""
     fused = torch.backends.mha.get_fastpath_enabled()
     generator = torch.get_rng_state()
+    disabled = logging.root.manager.disable
     torch.backends.mha.set_fastpath_enabled(False)
+    logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             yield
     finally:
+        logging.disable(disabled)
         torch.backends.mha.set_fastpath_enabled(fused)
         torch.set_rng_state(generator)
 
@@ -179,7 +184,7 @@ def _explain(error: Exception, method: str) -> str:
     )
 
 
-# --------------------------------------------------------------------------------------------------- finishing the graph
+# ------------------------------------------------------------------------------------------------- finishing the graph
 
 
 def _rename_arguments(graph: fx.Graph, module: nn.Module) -> None:

@@ -59,12 +59,12 @@ def _read(program: ExportedProgram, module: nn.Module, name_of: NameOf) -> fx.Gr
             values[node].meta = {"module_path": _module_path(node.meta), "source": _source(node.meta)}
         elif node.op == "get_attr":
             raise CaptureError(
-                f"expected one straight line of operators, found the subgraph {node.target}; move conditions and loops that "
-                "depend on the data, and changes of the gradient mode, out of the module"
+                f"expected one straight line of operators, found the subgraph {node.target}; move conditions and loops "
+                "that depend on the data, and changes of the gradient mode, out of the module"
             )
         else:
             leaves, _ = _arguments(node, values)
-            graph.output(tree_unflatten(leaves[0], program.call_spec.out_spec))  # type: ignore[arg-type]
+            graph.output(tree_unflatten(leaves[0], program.call_spec.out_spec))
     return graph
 
 

@@ -22,7 +22,7 @@ _aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Program:
-    """A graph as a front-end delivers it: ATen operators, in-place ones included, arguments positional where they can be.
+    """A graph as a front-end delivers it: ATen operators, in-place ones too, arguments positional where they can be.
 
     `state` has the tensors of `get_attr` nodes by name; those in `constants` are written in the module's code.
     """
@@ -67,7 +67,7 @@ class _Several:
 
 @dataclass(frozen=True)
 class _Walk:
-    """One pass over a graph: the tensors of the example run beside the new nodes, keyed by the nodes of the old graph."""
+    """One pass over a graph: new nodes and tensors of the example run, keyed by the nodes of the old graph."""
 
     program: Program
     graph: fx.Graph
@@ -104,7 +104,7 @@ class _Walk:
 def functionalize(program: Program, inputs: tuple[Tensor, ...]) -> fx.Graph:
     """A new graph that computes the same without in-place operators, with shapes and types in the nodes' metadata.
 
-    The graph is run once on copies of `inputs` to see which tensors share memory, so it holds for the layout of `inputs`.
+    The graph is run once on copies of `inputs` to see which tensors share memory, so it holds for their layout.
     Inputs and buffers that the module changes are written back by ``aten.copy_`` nodes before the output.
     Raises CaptureError where a change goes through a view that can't be undone, or to a parameter.
     """
@@ -241,7 +241,7 @@ def _output(walk: _Walk, node: fx.Node) -> None:
     walk.graph.output(result)
 
 
-# ----------------------------------------------------------------------------------------------------------- in-place calls
+# ------------------------------------------------------------------------------------------------------ in-place calls
 
 
 def _mutate(walk: _Walk, node: fx.Node, target: OpOverload) -> None:
@@ -317,7 +317,11 @@ _REPLACEMENTS: Mapping[str, Callable[[_Walk, fx.Node, OpOverload], tuple[fx.Node
 )
 # In-place operators that change what a tensor looks like and not what it holds.
 _RESHAPES_ITSELF = frozenset(
-    "squeeze_ unsqueeze_ t_ transpose_ swapaxes_ swapdims_ resize_ resize_as_ set_ as_strided_".split()
+    f"{name}_"
+    for name in (
+        *("squeeze", "unsqueeze", "t", "transpose", "swapaxes", "swapdims"),
+        *("resize", "resize_as", "set", "as_strided"),
+    )
 )
 
 
@@ -349,7 +353,7 @@ def _write(walk: _Walk, value: _Value, new: fx.Node, cause: fx.Node) -> None:
 
 
 def _keep_other_pieces(written: _Value) -> None:
-    """The other pieces of a split tensor still hold what they held: they don't overlap with the one that was written."""
+    """The other pieces of a split tensor hold what they held: they don't overlap with the one that was written."""
     step, version = written.step, written.storage.version
     for other in written.parent.pieces if written.parent is not None and step is not None else ():
         theirs = other.step

@@ -1,9 +1,10 @@
-"""The graph that every pass works on: a `torch.fx` graph of ATen operators, in a module that can be saved and loaded."""
+"""The graph that every pass works on: ATen operators in a `torch.fx` graph, in a module that can be saved."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ class Model(_LazyGraphModule):
 
 
 def _restore(restore: Any, arguments: tuple[Any, ...]) -> fx.GraphModule:
-    import qlib.kernels  # noqa: F401  (registers the operators)
+    import_module("qlib.kernels")  # registers the operators; by name, since the kernels stand on this module
 
     module: fx.GraphModule = restore(*arguments)
     return Model(module, module.graph)
@@ -91,7 +92,7 @@ def add_buffer(model: nn.Module, target: str, value: Tensor) -> str:
 
 
 def get_attr(graph: fx.Graph, target: str) -> fx.Node:
-    """A `get_attr` node at the current insertion point; fx warns where a target does not exist yet, which can't be here."""
+    """A `get_attr` node at the current insertion point, without fx's look for the attribute."""
     node = graph.create_node("get_attr", target)
     node.meta = {"module_path": target.rpartition(".")[0]}
     return node

@@ -40,7 +40,9 @@ def _arguments(target: OpOverload) -> tuple[_Argument, ...]:
             a.name,
             a.kwarg_only,
             a.default_value if a.has_default_value() else None,
-            a.N if str(a.type) in ("List[int]", "Optional[List[int]]") else None,
+            a.N  # type: ignore[attr-defined]
+            if str(a.type) in ("List[int]", "Optional[List[int]]")
+            else None,
         )
         for a in target._schema.arguments
     )
@@ -105,7 +107,7 @@ def _has_effect(node: fx.Node) -> bool:
     return node.target._schema.is_mutable or (training is not None and bool(node.args[training]))
 
 
-# --------------------------------------------------------------------------------------------------------------- rewriting
+# ----------------------------------------------------------------------------------------------------------- rewriting
 
 
 def _become(node: fx.Node, target: OpOverload, *args: Any) -> None:
@@ -133,7 +135,7 @@ def _source(node: fx.Node) -> fx.Node:
 
 def _creation_arguments(node: fx.Node) -> None:
     """Tensors made from nothing say their type, whatever the default; layout, pinning and the CPU go without saying."""
-    names = {a.name for a in _arguments(node.target) if a.keyword}  # type: ignore[arg-type]
+    names = {a.name for a in _arguments(node.target) if a.keyword}
     if not {"dtype", "layout", "device"} <= names or "dtype" not in node.meta:
         return
     kept = {key: value for key, value in node.kwargs.items() if key not in ("layout", "device", "pin_memory")}

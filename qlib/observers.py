@@ -30,6 +30,10 @@ class MinMaxObserver(nn.Module):
     infinity or NaN, when the parameters are asked for.
     """
 
+    low: Tensor
+    high: Tensor
+    batches: Tensor
+
     def __init__(self, spec: QSpec) -> None:
         super().__init__()
         self.spec = spec
@@ -71,10 +75,15 @@ class MovingAverageMinMaxObserver(MinMaxObserver):
 class HistogramObserver(nn.Module):
     """The range whose quantization error over the histogram of the data is least; values outside it saturate.
 
-    Keeps 2048 bins; the range is widened, and the counts moved to the new bins, when data falls outside. The search halves
-    its steps around the best of a grid of ranges, first for both ends together and then for each. Error: the sum over the
-    bins of ``count * (x - dequantize(quantize(x)))**2``. Per-tensor only: raises QConfigError for a spec with an axis.
+    Keeps 2048 bins; the range is widened, and the counts moved to the new bins, when data falls outside. The search
+    halves its steps around the best of a grid of ranges, first for both ends together and then for each. Error: the
+    sum over the bins of ``count * (x - dequantize(quantize(x)))**2``. Per-tensor only: raises QConfigError for a spec
+    with an axis.
     """
+
+    low: Tensor
+    high: Tensor
+    counts: Tensor
 
     BINS = 2048
     CANDIDATES = 64
@@ -189,8 +198,8 @@ class Follower(nn.Module):
 
     def qparams(self) -> QParams:
         """The leader's parameters."""
-        params = self.leader.qparams()
-        assert isinstance(params, QParams)
+        # torch types every submodule as perhaps a tensor.
+        params: QParams = self.leader.qparams()  # type: ignore[operator]
         return params
 
 

@@ -1,8 +1,8 @@
-"""Explaining a run: what each value of the final form should have been, in exact arithmetic, given the values before it.
+"""Explaining a run: what each value of a form should have been, in exact arithmetic, given the values before it.
 
-The debug form is walked in float64. At each tensor that the final form holds too, the exact real number before rounding is
-noted beside what the final form made of it, and the walk goes on from the final form's own value. So a rounding is judged
-by itself, and a tie at one operator is not mistaken for an error at the next.
+The debug form is walked in float64. At each tensor that the final form holds too, the exact real number before
+rounding is noted beside what the final form made of it, and the walk goes on from the final form's own value. So a
+rounding is judged by itself, and a tie at one operator is not mistaken for an error at the next.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Step:
     """One tensor that was computed, and what it should be.
 
     `real` is the exact number: before rounding, in steps of the scale and without the zero point, where `zero_point` is
-    given; in real units where it is None. `given` is what the form made of it. `magnitude` bounds the terms that were added up
-    to `real`, in the same unit, and so the error that float32 may make.
+    given; in real units where it is None. `given` is what the form made of it. `magnitude` bounds the terms that were
+    added up to `real`, in the same unit, and so the error that float32 may make.
     """
 
     name: str
@@ -60,7 +60,7 @@ Look = Callable[[fx.Node], Any]
 
 
 def _walk(graph: fx.Graph, inputs: Sequence[Any], visit: Callable[[fx.Node, Look], Any]) -> Value:
-    """Visit the nodes in order, each with a look-up of what the earlier ones gave; returns what the output refers to."""
+    """Visit the nodes in order, each with a look-up of what the earlier ones gave; returns the output's values."""
     values: dict[fx.Node, Any] = {}
     arguments = iter(inputs)
     for node in graph.nodes:
@@ -74,7 +74,7 @@ def _walk(graph: fx.Graph, inputs: Sequence[Any], visit: Callable[[fx.Node, Look
 
 
 def values_of(model: fx.GraphModule, inputs: Sequence[Tensor]) -> dict[str, Value]:
-    """Run a form and return the value of each of its nodes, under the name of the debug node that it takes the place of."""
+    """Run a form and return the value of each node, under the name of the debug node that it takes the place of."""
     found: dict[str, Value] = {}
 
     def visit(node: fx.Node, look: Look) -> Value:
@@ -96,8 +96,8 @@ def _call(node: fx.Node, look: Look) -> Value:
 def replay(debug: fx.GraphModule, form: fx.GraphModule, inputs: Sequence[Tensor]) -> Replay:
     """Explain each value of `form` (the final form, or the debug form itself) by the debug form in float64.
 
-    `inputs` are the tensors that both are called with; they are not changed. Operators that `form` computes in float, as the
-    debug form does, are taken as they come: what is explained is each quantize and each kernel.
+    `inputs` are the tensors that both are called with; they are not changed. Operators that `form` computes in float,
+    as the debug form does, are taken as they come: what is explained is each quantize and each kernel.
     """
     given = values_of(form, inputs)
     kernels = {str(node.meta["replaces"]) for node in form.graph.nodes if "replaces" in node.meta}
@@ -166,11 +166,12 @@ def _rounding(node: fx.Node, x: _Exact, given: Mapping[str, Value]) -> tuple[_Ex
 
 
 def _dequantized(node: fx.Node, look: Look) -> _Exact:
-    """``scale * (q - zero_point)`` in float64, written out here so that it does not rest on the arithmetic it is to judge."""
-    q, scale, zero_point = (look(a) if isinstance(a, fx.Node) else a for a in node.args[:3])
-    if len(node.args) == 4:
+    """``scale * (q - zero_point)`` in float64, written out here so as not to rest on the arithmetic that is judged."""
+    arguments: tuple[Any, ...] = node.args
+    q, scale, zero_point, *axis = (look(a) if isinstance(a, fx.Node) else a for a in arguments)
+    if axis:
         shape = [1] * q.dim()
-        shape[int(node.args[3])] = -1  # type: ignore[arg-type]
+        shape[axis[0]] = -1
         scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
     value = (q.double() - zero_point) * scale
     return _Exact(value, value.abs())

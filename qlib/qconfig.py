@@ -10,6 +10,11 @@ from qlib.qparams import DType, QSpec
 
 RUNTIME = "runtime"
 
+_PER_CHANNEL = QSpec(DType.INT8, symmetric=True, axis=0)
+_PER_TENSOR = QSpec(DType.INT8, symmetric=True)
+_UINT8 = QSpec(DType.UINT8)
+_INT8 = QSpec(DType.INT8)
+
 
 @dataclass(frozen=True)
 class QConfig:
@@ -19,8 +24,8 @@ class QConfig:
     `activation`, unless the activation is quantized at run time: then results stay in float.
     """
 
-    activation: QSpec | None = QSpec()
-    weight: QSpec | None = QSpec(DType.INT8, symmetric=True, axis=0)
+    activation: QSpec | None = _UINT8
+    weight: QSpec | None = _PER_CHANNEL
     output: QSpec | None = None
 
     @property
@@ -30,11 +35,6 @@ class QConfig:
             return self.output
         return None if self.activation.observer == RUNTIME else self.activation
 
-
-_PER_CHANNEL = QSpec(DType.INT8, symmetric=True, axis=0)
-_PER_TENSOR = QSpec(DType.INT8, symmetric=True)
-_UINT8 = QSpec(DType.UINT8)
-_INT8 = QSpec(DType.INT8)
 
 PRESETS: Mapping[str, QConfig] = MappingProxyType(
     {

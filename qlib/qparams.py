@@ -1,4 +1,4 @@
-"""How a tensor is quantized: the parameters themselves, and the description they are computed from. Imports no torch."""
+"""How a tensor is quantized: the parameters, and the description they are computed from. Imports no torch."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ class QSpec:
 
     `qmin` and `qmax` default to the whole range of `dtype`, or to a range that is symmetric about zero where
     `symmetric` asks for zero point = 0 on a signed type. `axis` asks for one scale per index along that axis.
-    `observer` names an entry of `qlib.observers.OBSERVERS`. `scale` and `zero_point` are given for the fixed observer only.
-    Raises ValueError for a range that the dtype can't hold or that is empty, and for contradictory fields.
+    `observer` names an entry of `qlib.observers.OBSERVERS`. `scale` and `zero_point` are given for the fixed observer
+    only. Raises ValueError for a range that the dtype can't hold or that is empty, and for contradictory fields.
     """
 
     dtype: DType = DType.UINT8

@@ -9,9 +9,9 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, fx, nn
 
+from qlib.errors import QConfigError
 from qlib.frontends.capture import capture
 from qlib.passes.convert import convert
-from qlib.errors import QConfigError
 from qlib.passes.lower import lower
 from qlib.passes.prepare import prepare
 from qlib.qconfig import QConfig, QConfigMapping, as_mapping, at_run_time, transform
@@ -72,8 +72,8 @@ def quantize_model(
 ) -> Quantized:
     """Quantize a float module: capture, prepare, calibrate, convert, lower.
 
-    `inputs` are example inputs, one tensor per argument; `calibration` yields further ones, and the example is used where it
-    yields none. The module itself is not changed. Raises the errors of the single steps.
+    `inputs` are example inputs, one tensor per argument; `calibration` yields further ones, and the example is used
+    where it yields none. The module itself is not changed. Raises the errors of the single steps.
     """
     mapping = mapping_for(mode, qconfig)
     captured = capture(module, inputs, method)

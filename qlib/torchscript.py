@@ -133,13 +133,13 @@ class _Import:
 def trace(module: nn.Module, inputs: tuple[Tensor, ...], name_of: NameOf) -> fx.Graph:
     """The graph of one run of `module`, by `torch.jit.trace`; in-place operators are still in it.
 
-    `name_of` gives the dotted name under which a tensor of the module will be kept. Control flow is that of the example.
-    Raises CaptureError for a graph that is not one straight line of ATen operators.
+    `name_of` gives the dotted name under which a tensor of the module will be kept. Control flow is the
+    example's. Raises CaptureError for a graph that is not one straight line of ATen operators.
     """
     outputs: list[Output] = []
     root = _Flat(module, outputs)
     with untouched(module):
-        source = torch.jit.trace(root, inputs, check_trace=False, strict=False).inlined_graph
+        source = torch.jit.trace(root, inputs, check_trace=False, strict=False).inlined_graph  # type: ignore[no-untyped-call]
     walk = _Import(root, name_of, fx.Graph())
     myself, *arguments = source.inputs()
     walk.values[myself.unique()] = _Path(())
@@ -273,7 +273,7 @@ def source_line(stack: str) -> str:
     return ""
 
 
-# ------------------------------------------------------------------------------------------------ nodes that are not ATen
+# --------------------------------------------------------------------------------------------- nodes that are not ATen
 
 
 def _constant(walk: _Import, node: Any) -> None:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 def private_copy(tensor: Tensor) -> Tensor:
     """A copy with memory of its own and the same strides."""
-    copy = tensor.detach().clone()
+    copy: Tensor = tensor.detach().clone()
     if copy.stride() == tensor.stride():
         return copy
-    storage = tensor.untyped_storage().clone()
+    storage = tensor.untyped_storage().clone()  # type: ignore[no-untyped-call]
     return torch.empty(0, dtype=tensor.dtype).set_(storage, tensor.storage_offset(), tensor.size(), tensor.stride())
 
 

@@ -85,14 +85,14 @@ def _unbound(step: View, whole: fx.Node, part: fx.Node) -> Call:
 
 
 SPLITS = frozenset(
-    "split split_with_sizes chunk tensor_split unsafe_split unsafe_split_with_sizes unsafe_chunk".split()
+    {"split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk"}
 )
 _ROWS: tuple[tuple[Inverse, str], ...] = (
     (
         _same,
         "alias detach contiguous to dropout alpha_dropout feature_dropout feature_alpha_dropout lift_fresh positive",
     ),
-    (_same, "type_as resolve_conj resolve_neg real conj requires_grad"),
+    (_same, "type_as resolve_conj resolve_neg real conj"),
     (_reshaped, "view reshape flatten unflatten squeeze unsqueeze view_as reshape_as ravel expand expand_as"),
     (_reshaped, "atleast_1d atleast_2d atleast_3d"),
     (_permuted, "permute transpose t mT mH adjoint numpy_T matrix_H swapaxes swapdims movedim moveaxis"),

@@ -1,7 +1,7 @@
 """The backends by name: those in this folder, and those that other distributions offer as entry points.
 
-A backend is a function ``(target: str) -> Backend``, found by the name before the colon of `--backend name:target`. Others are
-added by an entry point in the group `conformance.backends`.
+A backend is a function ``(target: str) -> Backend``, found by the name before the colon of `--backend name:target`.
+Others are added by an entry point in the group `conformance.backends`.
 """
 
 from __future__ import annotations

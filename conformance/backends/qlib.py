@@ -59,12 +59,11 @@ def table_lines(name: str) -> dict[str, str]:
         return {**{op.name: op.doc for op in table.OPS.values()}, **table.BOUNDARY}
     if name == "qconfigs":
         return {name: describe(qconfig) for name, qconfig in PRESETS.items()}
-    from qlib import MODES as modes
-    from qlib import OBSERVERS as observers
+    import qlib
 
     if name == "modes":
-        return {key: mode.doc for key, mode in modes.items()}
-    return {key: first(observer.__doc__) for key, observer in observers.items()}
+        return {key: mode.doc for key, mode in qlib.MODES.items()}
+    return {key: first(observer.__doc__) for key, observer in qlib.OBSERVERS.items()}
 
 
 def describe(qconfig: QConfig) -> str:
@@ -168,9 +167,10 @@ def sequence(model: fx.GraphModule) -> tuple[str, ...]:
 def canonical(name: str) -> str:
     """The canonical name for a spelling of `torch.ao`'s tests.
 
-    A trailing parenthesis (their way to an exact match) and the underscore of an in-place operator are dropped. Operators that
-    run in 8 bits under their float name there (`aten::clamp`, `aten::max_pool2d`) are meant in 8 bits; those that have a
-    quantized name of their own (`aten::add`, `aten::cat`, `aten::linear`) are meant in float. Raises UsageError for other names.
+    A trailing parenthesis (their way to an exact match) and the underscore of an in-place operator are dropped.
+    Operators that run in 8 bits under their float name there (`aten::clamp`, `aten::max_pool2d`) are meant in 8 bits;
+    those that have a quantized name of their own (`aten::add`, `aten::cat`, `aten::linear`) are meant in float.
+    Raises UsageError for other names.
     """
     plain = name.removesuffix("(").removesuffix("_")
     plain = ALIASES.get(plain, plain)

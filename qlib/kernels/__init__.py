@@ -1,4 +1,4 @@
-"""The kernels, and their registration as `torch.library` operators `qlib::NAME`, one for each row of the operator table."""
+"""The kernels, and their registration as `torch.library` operators `qlib::NAME`, one for each row of the table."""
 
 from __future__ import annotations
 
@@ -56,7 +56,11 @@ def implementation(name: Implementation | str) -> Iterator[None]:
 def _switching(op: Op, kernel: Kernel) -> Callable[..., Any]:
     assert kernel.reference is not None and kernel.fast is not None
     by_name = {Implementation.REFERENCE: kernel.reference(op), Implementation.FAST: kernel.fast(op)}
-    return lambda *arguments: by_name[_chosen](*arguments)
+
+    def run(*arguments: Any) -> Any:
+        return by_name[_chosen](*arguments)
+
+    return run
 
 
 _LIBRARY = torch.library.Library("qlib", "DEF")

@@ -78,11 +78,26 @@ def fake_choice(x: Tensor, *arguments: object) -> tuple[Tensor, Tensor]:
 # name with overload, schema, implementation, fake implementation
 OPERATORS = (
     ("quantize_per_tensor", f"(Tensor x, {STATIC}, {RANGE}) -> Tensor", quantize_per_tensor, fake_quantize_result),
-    ("quantize_per_tensor.tensor", f"(Tensor x, {TENSOR}, {RANGE}) -> Tensor", quantize_per_tensor, fake_quantize_result),
-    ("quantize_per_channel", f"(Tensor x, {TENSOR}, int axis, {RANGE}) -> Tensor", quantize_per_channel, fake_quantize_result),
+    (
+        "quantize_per_tensor.tensor",
+        f"(Tensor x, {TENSOR}, {RANGE}) -> Tensor",
+        quantize_per_tensor,
+        fake_quantize_result,
+    ),
+    (
+        "quantize_per_channel",
+        f"(Tensor x, {TENSOR}, int axis, {RANGE}) -> Tensor",
+        quantize_per_channel,
+        fake_quantize_result,
+    ),
     ("dequantize_per_tensor", f"(Tensor q, {STATIC}) -> Tensor", dequantize_per_tensor, fake_dequantize_result),
     ("dequantize_per_tensor.tensor", f"(Tensor q, {TENSOR}) -> Tensor", dequantize_per_tensor, fake_dequantize_result),
-    ("dequantize_per_channel", f"(Tensor q, {TENSOR}, int axis) -> Tensor", dequantize_per_channel, fake_dequantize_result),
+    (
+        "dequantize_per_channel",
+        f"(Tensor q, {TENSOR}, int axis) -> Tensor",
+        dequantize_per_channel,
+        fake_dequantize_result,
+    ),
     (
         "choose_qparams",
         "(Tensor x, int qmin, int qmax, bool symmetric, ScalarType dtype) -> (Tensor, Tensor)",
@@ -90,4 +105,3 @@ OPERATORS = (
         fake_choice,
     ),
 )
-

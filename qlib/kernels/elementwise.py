@@ -88,7 +88,12 @@ def _join(dtype: torch.dtype) -> Callable[[Op], Implementation]:
         join = {"aten::cat": torch.cat, "aten::stack": torch.stack}[op.chain[0]]
 
         def run(  # type: ignore[no-untyped-def]
-            tensors: Sequence[Tensor], scales: Sequence[float], zero_points: Sequence[int], dim: int, y_scale: float, *rest
+            tensors: Sequence[Tensor],
+            scales: Sequence[float],
+            zero_points: Sequence[int],
+            dim: int,
+            y_scale: float,
+            *rest,
         ):
             pieces = [
                 requantize(x.to(dtype) - zero_point, scale / y_scale, *rest)

@@ -18,7 +18,7 @@ Implementation = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Source:
-    """A quantized operand: the node that holds its integers, their scale and zero point, and the type they are stored in."""
+    """A quantized operand: the node that holds its integers, their scale, zero point and storage type."""
 
     node: fx.Node
     scale: float
@@ -54,8 +54,8 @@ class Runtime:
 class Site:
     """One place in a graph where an operator is replaced by its kernel.
 
-    A static operator has `sources` and a `result`, a dynamic one `runtime`; an operator whose result is a list of tensors
-    has no `result`.
+    A static operator has `sources` and a `result`, a dynamic one `runtime`; an operator whose result is a list of
+    tensors has no `result`.
     """
 
     model: fx.GraphModule
@@ -66,7 +66,7 @@ class Site:
 
     @property
     def bounded_result(self) -> Result:
-        """The result with the least integer raised to zero's where the chain ends in relu: clamping is all that relu does."""
+        """The result, its least integer raised to zero's where the chain ends in relu: clamping is all that does."""
         assert self.result is not None
         result = self.result
         if self.match.op.chain[-1] != "aten::relu":
@@ -141,10 +141,10 @@ class Kernel:
 
     doc         one line for people
     arguments   what the kernel is handed at a site, in the order of its schema
-    schema      the schema of the row's library operator without its name; None where the float operator runs on integers as it is
-    reference   the plain implementation for a row: integers or float64, obviously right
-    fast        the quick implementation for a row; equal to the reference but for ties
-    fake        shape and dtype of the result, for tracing
+    schema      the schema of the row's library operator without its name; None where the float operator runs on
+    integers as it is reference   the plain implementation for a row: integers or float64, obviously right fast
+    the quick implementation for a row; equal to the reference but for ties fake        shape and dtype of the result,
+    for tracing
     """
 
     doc: str
@@ -153,5 +153,3 @@ class Kernel:
     reference: Callable[[Op], Implementation] | None = None
     fast: Callable[[Op], Implementation] | None = None
     fake: Callable[[Op], Implementation] | None = None
-
-

@@ -1,4 +1,4 @@
-"""oneDNN's int8 primitives as torch exposes them, on plain tensors, with the weights packed once and kept while they live.
+"""oneDNN's int8 primitives as torch exposes them, on plain tensors; weights are packed once and kept while they live.
 
 oneDNN computes ``clamp(round_half_even(acc * x_scale * w_scale + bias) * (1 / y_scale) + y_zero_point)`` with float32
 multiplications and the zero point added before rounding: it differs from one float64 multiplication at ties only.
@@ -14,22 +14,12 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from qlib.kernels.kernel import Result
+from qlib.kernels.layer import Layer, Weight, Window
 
-ACTIVATIONS = frozenset({torch.uint8, torch.int8})
-Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
-Result = tuple[float, int, int, int, torch.dtype]
-
-_FULL = {torch.uint8: (0, 255), torch.int8: (-128, 127)}
-
-
-@dataclass(frozen=True)
-class Weight:
-    """Integer weights with output channels along axis 0, their parameters, and the bias (int32 steps, or float32 numbers)."""
-
-    w: Tensor
-    scale: Tensor
-    zero_point: Tensor
-    bias: Tensor | None
+# One weight is packed anew for each input scale and each change in place; more forms than this are not kept.
+MOST_FORMS = 8
+ACTIVATIONS = {torch.uint8: (0, 255), torch.int8: (-128, 127)}
 
 
 @dataclass(frozen=True)
@@ -44,23 +34,25 @@ class _Packed:
 
 
 _PACKED: WeakIdKeyDictionary = WeakIdKeyDictionary()
+_SYMMETRIC: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
-def suits(x: Tensor, weight: Weight, dtype: torch.dtype) -> bool:
-    """Whether the primitives compute this case rightly: 8-bit input and output, int8 weights with zero points of zero."""
-    return x.dtype in ACTIVATIONS and dtype in ACTIVATIONS and x.numel() > 0 and suits_weight(weight)
-
-
-def suits_weight(weight: Weight) -> bool:
-    """Whether the primitives take these weights."""
-    if weight.w.dtype != torch.int8 or not exact_products():
+def suits(layer: Layer, dtype: torch.dtype) -> bool:
+    """Whether the primitives compute this layer rightly: 8-bit activations, int8 weights with zero points of zero."""
+    if layer.x.dtype not in ACTIVATIONS or dtype not in ACTIVATIONS or layer.weight.w.dtype != torch.int8:
         return False
-    known = _PACKED.setdefault(weight.zero_point, {})
-    version = weight.zero_point._version
-    if version not in known:
-        known.clear()
-        known[version] = not bool(weight.zero_point.any())
-    return bool(known[version])
+    if layer.x.numel() == 0 or layer.weight.w.numel() == 0:
+        return False
+    return exact_products() and _symmetric(layer.weight.zero_point)
+
+
+def _symmetric(zero_point: Tensor) -> bool:
+    """Whether all zero points are zero; asked once for each version of the tensor."""
+    version, answer = _SYMMETRIC.get(zero_point, (None, False))
+    if version != zero_point._version:
+        answer = not bool(zero_point.any())
+        _SYMMETRIC[zero_point] = (zero_point._version, answer)
+    return bool(answer)
 
 
 @cache
@@ -70,83 +62,66 @@ def exact_products() -> bool:
         return False
     x = torch.full((32, 64), 255, dtype=torch.uint8)
     w = torch.full((32, 64), -128, dtype=torch.int8)
-    one, zero = torch.ones(32), torch.zeros(32, dtype=torch.int64)
-    packed = torch.ops.onednn.qlinear_prepack(w, None)
-    y = torch.ops.onednn.qlinear_pointwise(x, 1.0, 0, packed, one, zero, None, 1.0, 0, torch.float32, "none", [], "")
+    weight = Weight(w, torch.ones(32), torch.zeros(32, dtype=torch.int32), None)
+    linear = linear_to_float(Layer(x, 1.0, 0, weight))
     image, kernel = x.reshape(1, 32, 8, 8), w[:, :32].reshape(32, 32, 1, 1).contiguous()
-    window: tuple[Any, ...] = ([1, 1], [0, 0], [1, 1], 1)
-    packed = torch.ops.onednn.qconv_prepack(kernel, one, 1.0, 0, *window)
-    z = torch.ops.onednn.qconv_pointwise(
-        image, 1.0, 0, packed, one, zero, None, *window, 1.0, 0, torch.float32, "none", [], ""
-    )
-    return bool((y == -255.0 * 128 * 64).all() and (z == -255.0 * 128 * 32).all())
+    window = Window((1, 1), (0, 0), (1, 1), 1)
+    convolution = Layer(image, 1.0, 0, Weight(kernel, weight.scale, weight.zero_point, None), window)
+    halves = run(convolution, Result(255.0 * 128 * 32 / 127, 0, -128, 127, torch.int8))
+    return bool((linear == -255.0 * 128 * 64).all() and (halves == -127).all())
 
 
-def _unsigned(x: Tensor, zero_point: int) -> tuple[Tensor, int]:
-    """Signed activations reach a slow reference primitive, so they are moved up by 128 together with their zero point."""
-    if x.dtype == torch.uint8:
-        return x, zero_point
-    return x.contiguous().view(torch.uint8).bitwise_xor(128), zero_point + 128
+def _unsigned(layer: Layer) -> tuple[Tensor, int]:
+    """Signed activations reach a slow reference primitive: they are moved up by 128 together with their zero point."""
+    if layer.x.dtype == torch.uint8:
+        return layer.x.contiguous(), layer.zero_point
+    return layer.x.contiguous().view(torch.uint8).bitwise_xor(128), layer.zero_point + 128
 
 
-def _pack(weight: Weight, x_scale: float, geometry: Geometry | None) -> _Packed:
-    """The packed form of `weight` for one input scale, made on first use; the plain integers stay the state."""
+def _geometry(window: Window) -> tuple[list[int], list[int], list[int], int]:
+    return list(window.stride), list(window.padding), list(window.dilation), window.groups
+
+
+def _pack(layer: Layer, bias_scale: float) -> _Packed:
+    """The packed form of a layer's weights, made on first use; the plain integers stay the state."""
+    weight = layer.weight
     sources = (weight.w, weight.scale, weight.bias)
-    versions = tuple((id(t), t._version) if t is not None else None for t in sources)
-    store = _PACKED.setdefault(weight.w, {})
-    key = (versions, x_scale, geometry)
+    key = (tuple((id(t), t._version) if t is not None else None for t in sources), bias_scale, layer.window)
+    store: dict[Any, _Packed] = _PACKED.setdefault(weight.w, {})
     if key not in store:
-        if geometry is None:
+        if len(store) >= MOST_FORMS:
+            store.clear()
+        if layer.window is None:
             packed = torch.ops.onednn.qlinear_prepack(weight.w, None)
         else:
-            packed = torch.ops.onednn.qconv_prepack(weight.w, weight.scale, 1.0, 0, *map(_listed, geometry))
+            packed = torch.ops.onednn.qconv_prepack(weight.w, weight.scale, 1.0, 0, *_geometry(layer.window))
         outputs = weight.w.shape[0]
-        scale = weight.scale.expand(outputs).contiguous()
         bias = weight.bias
         if bias is not None and bias.dtype == torch.int32:
-            bias = (bias.double() * (x_scale * weight.scale.double())).to(torch.float32)
-        store[key] = _Packed(packed, scale, torch.zeros(outputs, dtype=torch.int64), bias, sources[1:])
-    return store[key]  # type: ignore[no-any-return]
+            bias = (bias.double() * (bias_scale * weight.scale.double())).to(torch.float32)
+        zero_point = torch.zeros(outputs, dtype=torch.int64)
+        store[key] = _Packed(packed, weight.scale.expand(outputs).contiguous(), zero_point, bias, sources[1:])
+    return store[key]
 
 
-def _listed(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+def run(layer: Layer, result: Result) -> Tensor:
+    """A linear layer, or a convolution of 1 to 3 dimensions padded with real zeros, from 8 bits to 8 bits."""
+    packed = _pack(layer, layer.scale)
+    x, zero_point = _unsigned(layer)
+    operands = (x, layer.scale, zero_point, packed.weight, packed.scale, packed.zero_point, packed.bias)
+    target: tuple[Any, ...] = (result.scale, result.zero_point, result.dtype, "none", [], "")
+    if layer.window is None:
+        y: Tensor = torch.ops.onednn.qlinear_pointwise(*operands, *target)
+    else:
+        y = torch.ops.onednn.qconv_pointwise(*operands, *_geometry(layer.window), *target).contiguous()
+    full = (result.qmin, result.qmax) == ACTIVATIONS[result.dtype]
+    return y if full else y.clamp(result.qmin, result.qmax)
 
 
-def _bounded(y: Tensor, qmin: int, qmax: int) -> Tensor:
-    return y if (qmin, qmax) == _FULL[y.dtype] else y.clamp(qmin, qmax)
-
-
-def linear(x: Tensor, qparams: tuple[float, int], weight: Weight, result: Result) -> Tensor:
-    """A linear layer from 8 bits to 8 bits."""
-    packed = _pack(weight, qparams[0], None)
-    y_scale, y_zero_point, qmin, qmax, dtype = result
-    x, zero_point = _unsigned(x, qparams[1])
-    y = torch.ops.onednn.qlinear_pointwise(
-        x.contiguous(), qparams[0], zero_point, packed.weight, packed.scale, packed.zero_point, packed.bias,
-        y_scale, y_zero_point, dtype, "none", [], "",
-    )  # fmt: skip
-    return _bounded(y, qmin, qmax)
-
-
-def linear_to_float(x: Tensor, qparams: tuple[float, int], weight: Weight, post_op: str) -> Tensor:
-    """A linear layer from 8 bits to float32, the bias in float32; `post_op` is "none" or "relu"."""
-    packed = _pack(weight, 1.0, None)
-    x, zero_point = _unsigned(x, qparams[1])
-    y: Tensor = torch.ops.onednn.qlinear_pointwise(
-        x.contiguous(), qparams[0], zero_point, packed.weight, packed.scale, packed.zero_point, packed.bias,
-        1.0, 0, torch.float32, post_op, [], "",
-    )  # fmt: skip
+def linear_to_float(layer: Layer) -> Tensor:
+    """A linear layer from 8 bits to float32, its bias in float32."""
+    packed = _pack(layer, 1.0)
+    x, zero_point = _unsigned(layer)
+    operands = (x, layer.scale, zero_point, packed.weight, packed.scale, packed.zero_point, packed.bias)
+    y: Tensor = torch.ops.onednn.qlinear_pointwise(*operands, 1.0, 0, torch.float32, "none", [], "")
     return y
-
-
-def conv(x: Tensor, qparams: tuple[float, int], weight: Weight, geometry: Geometry, result: Result) -> Tensor:
-    """A convolution of 1 to 3 dimensions from 8 bits to 8 bits, padding with real zeros."""
-    packed = _pack(weight, qparams[0], geometry)
-    y_scale, y_zero_point, qmin, qmax, dtype = result
-    x, zero_point = _unsigned(x, qparams[1])
-    y = torch.ops.onednn.qconv_pointwise(
-        x, qparams[0], zero_point, packed.weight, packed.scale, packed.zero_point, packed.bias,
-        *map(_listed, geometry), y_scale, y_zero_point, dtype, "none", [], "",
-    )  # fmt: skip
-    return _bounded(y.contiguous(), qmin, qmax)

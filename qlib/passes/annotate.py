@@ -17,8 +17,8 @@ from qlib.rewrite import Match, find
 class Placement:
     """One tensor to be quantized.
 
-    `users` are the nodes that get the quantized tensor; None stands for all of them. Placements with the same `group` have
-    the same parameters, and the first one of a group is the one that watches the data.
+    `users` are the nodes that get the quantized tensor; None stands for all of them. Placements with the same `group`
+    have the same parameters, and the first one of a group is the one that watches the data.
     """
 
     value: fx.Node
@@ -57,8 +57,9 @@ class _Groups:
 def annotate(model: fx.GraphModule, mapping: QConfigMapping) -> Annotation:
     """Decide which operators run on integers and how each tensor between them is quantized.
 
-    The decision follows the flow of values, not the order of the nodes. A tensor that an integer operator makes has that
-    operator's description; a float tensor that such an operator needs is quantized for it, once for each description asked for.
+    The decision follows the flow of values, not the order of the nodes. A tensor that an integer operator makes has
+    that operator's description; a float tensor that such an operator needs is quantized for it, once for each
+    description asked for.
     """
     qconfigs = {node: _qconfig(node, mapping) for node in model.graph.nodes}
     matches, produced, groups = _find_operators(model.graph, qconfigs)

@@ -20,7 +20,7 @@ _OBSERVERS = (*OBSERVERS.values(), Follower)
 
 
 def convert(prepared: fx.GraphModule) -> fx.GraphModule:
-    """Return the debug form of a calibrated graph: float operators on values that went through integers, integer weights.
+    """Return the debug form of a calibrated graph: float operators on values that went through integers.
 
     Raises CalibrationError, naming the tensor, where an observer never saw data or saw infinities.
     """
@@ -64,24 +64,25 @@ def _quantize_activation(model: fx.GraphModule, node: fx.Node) -> None:
             qmin, qmax = spec.range
             dtype = STORAGE[spec.dtype]
             choice = model.graph.call_function(
-                ops.choose_qparams.default, (value, qmin, qmax, spec.symmetric, dtype)  # type: ignore[arg-type]
+                ops.choose_qparams.default,
+                (value, qmin, qmax, spec.symmetric, dtype),
             )
             pair: tuple[Any, ...] = tuple(model.graph.call_function(operator.getitem, (choice, i)) for i in (0, 1))
-            q = model.graph.call_function(ops.quantize_per_tensor.tensor, (value, *pair, qmin, qmax, dtype))  # type: ignore[arg-type]
+            q = model.graph.call_function(ops.quantize_per_tensor.tensor, (value, *pair, qmin, qmax, dtype))
             dequantized = model.graph.call_function(ops.dequantize_per_tensor.tensor, (q, *pair))
         else:
             params = _qparams(model, node)
             pair = (float(params.scale), int(params.zero_point))
             dtype = STORAGE[params.dtype]
             q = model.graph.call_function(
-                ops.quantize_per_tensor.default, (value, *pair, params.qmin, params.qmax, dtype)  # type: ignore[arg-type]
+                ops.quantize_per_tensor.default,
+                (value, *pair, params.qmin, params.qmax, dtype),
             )
             dequantized = model.graph.call_function(ops.dequantize_per_tensor.default, (q, *pair))
     q.meta = {**node.meta, "dtype": dtype}
     dequantized.meta = dict(node.meta)
     node.replace_all_uses_with(dequantized)
     model.graph.erase_node(node)
-
 
 
 def _quantize_weight(model: fx.GraphModule, node: fx.Node) -> None:
@@ -102,7 +103,9 @@ def _quantize_weight(model: fx.GraphModule, node: fx.Node) -> None:
         bias_node = head.args[op.bias]
         assert isinstance(bias_node, fx.Node)
         step = input_scale.double() * params.scale.double()
-        steps = QParams(step.float(), torch.zeros_like(params.zero_point), 0, 0, params.dtype, None if step.dim() == 0 else 0)
+        steps = QParams(
+            step.float(), torch.zeros_like(params.zero_point), 0, 0, params.dtype, None if step.dim() == 0 else 0
+        )
         with model.graph.inserting_before(head):
             copy = get_attr(model.graph, str(bias_node.target))
             copy.meta = dict(bias_node.meta)

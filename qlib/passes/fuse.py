@@ -32,7 +32,9 @@ def _can_fold(norm: fx.Node) -> bool:
     if op_name(layer) == "aten::linear" and len(norm.meta["shape"]) != 2:
         return False
     constants = [layer.args[1], layer.args[2], *norm.args[1:5]]
-    return all(node is None or (isinstance(node, fx.Node) and node.op == "get_attr") for node in constants) and None not in (
+    return all(
+        node is None or (isinstance(node, fx.Node) and node.op == "get_attr") for node in constants
+    ) and None not in (
         layer.args[1],
         norm.args[3],
         norm.args[4],

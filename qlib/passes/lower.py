@@ -1,4 +1,4 @@
-"""From the debug form to the final form: each operator between a dequantize and a quantize becomes one integer kernel."""
+"""From the debug to the final form: each operator between a dequantize and a quantize becomes an integer kernel."""
 
 from __future__ import annotations
 

@@ -8,10 +8,10 @@ from itertools import count
 
 from torch import fx, nn
 
-from qlib.passes.annotate import Annotation, Placement, annotate
-from qlib.passes.fuse import fold_batch_norm
 from qlib.graph import copy_of
 from qlib.observers import Follower, observer_for
+from qlib.passes.annotate import Annotation, Placement, annotate
+from qlib.passes.fuse import fold_batch_norm
 from qlib.qconfig import QConfig, QConfigMapping, as_mapping
 from qlib.rewrite import Match
 
@@ -19,8 +19,8 @@ from qlib.rewrite import Match
 def prepare(model: fx.GraphModule, qconfig: QConfigMapping | QConfig | str | None = "default") -> fx.GraphModule:
     """Return a copy of a captured graph with batch norms folded and one observer at each tensor that will be quantized.
 
-    `qconfig` is a preset's name, a QConfig for the whole model, or a QConfigMapping. Run the result on calibration data and
-    hand it to `convert`. ``result.meta["unused_rules"]`` lists the QConfig rules that no module falls under.
+    `qconfig` is a preset's name, a QConfig for the whole model, or a QConfigMapping. Run the result on calibration
+    data and hand it to `convert`. ``result.meta["unused_rules"]`` lists the QConfig rules that no module falls under.
     """
     mapping = as_mapping(qconfig)
     prepared = fold_batch_norm(copy_of(model))
@@ -34,8 +34,8 @@ def prepare(model: fx.GraphModule, qconfig: QConfigMapping | QConfig | str | Non
 def place_observers(model: fx.GraphModule, annotation: Annotation, mapping: QConfigMapping) -> None:
     """Insert an observer for each placement, the followers of a group referring to its leader, and one for each weight.
 
-    The nodes of each operator found carry its name in ``meta["operator"]``: what lowering goes by, so that an operator between
-    two quantized ones that a QConfig leaves in float stays there.
+    The nodes of each operator found carry its name in ``meta["operator"]``: what lowering goes by, so that an
+    operator between two quantized ones that a QConfig leaves in float stays there.
     """
     leaders: dict[fx.Node, nn.Module] = {}
     observed: dict[fx.Node, fx.Node] = {}

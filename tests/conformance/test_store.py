@@ -15,7 +15,7 @@ from conformance.errors import EnvironmentTrouble, UsageError
 from conformance.record import Finding, Measures, Outcome, Record, Run, Subject, Verdict
 from conformance.store import read, writing
 
-SUBJECT = Subject("s::c[static-export]", "s", "c", "static", "export", {"bias": "true"}, 7, "why", "s.qspec.yaml", 3, "id: c")
+SUBJECT = Subject("s::c[static-export]", "s", "c", "static", "export", {"b": "1"}, 7, "why", "s.qspec.yaml", 3, "id: c")
 RECORD = Record(
     SUBJECT,
     "qlib",
@@ -65,7 +65,8 @@ def test_a_writer_that_is_killed_leaves_whole_records(tmp_path: Path) -> None:
         """
     )
     root = Path(__file__).resolve().parents[2]
-    done = subprocess.run([sys.executable, "-c", script], cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, check=False)
+    environ = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, env=environ, check=False)
     assert done.returncode == -signal.SIGKILL
     assert read(path).records == (RECORD,) * 5
 

@@ -33,7 +33,7 @@ class Draft:
 
     def constant(self, target: str, value: Tensor) -> fx.Node:
         name = add_buffer(self.root, target, value)
-        return self._note(self.graph.create_node("get_attr", name), value, target.rpartition(".")[0], "")
+        return self._note(self.graph.create_node("get_attr", name), value.clone(), target.rpartition(".")[0], "")
 
     def draw(self, target: str, *shape: int) -> fx.Node:
         return self.constant(target, torch.randn(shape, generator=self.random) / 2)

@@ -275,7 +275,8 @@ def diamond() -> Model:
 
 def reordered(model: fx.GraphModule, choose: Callable[[list[fx.Node]], fx.Node]) -> Model:
     """The same graph, its nodes in another order that respects the flow of values."""
-    graph, copies = fx.Graph(), {}
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
     left = [n for n in model.graph.nodes if n.op != "output"]
     while left:
         node = choose([n for n in left if all(i in copies for i in n.all_input_nodes)])

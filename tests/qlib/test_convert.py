@@ -28,6 +28,12 @@ def quantizes(model: fx.GraphModule) -> list[fx.Node]:
     return [n for n in model.graph.nodes if op_name(n) == "qlib::quantize_per_tensor"]
 
 
+def step_of(node: fx.Node) -> float:
+    step = node.args[1]
+    assert isinstance(step, float)
+    return step
+
+
 def test_a_layer_of_one_operator() -> None:
     wanted = ["quantize_per_tensor", "dequantize_per_tensor", "dequantize_per_channel", "dequantize_per_channel"]
     wanted += ["linear", "quantize_per_tensor", "dequantize_per_tensor"]
@@ -53,7 +59,7 @@ def test_weights_and_bias_are_integers() -> None:
     assert torch.allclose(scale, weight.abs().amax(1) / 127)
     assert torch.equal(stored.double(), torch.round(weight / scale[:, None]).double())
     steps = attribute(debug, "fc.bias_int32")
-    product = quantizes(debug)[0].args[1] * scale.double()  # type: ignore[operator]
+    product = step_of(quantizes(debug)[0]) * scale.double()
     assert steps.dtype is torch.int32
     assert torch.equal(steps.double(), torch.round(bias.double() / product))
     assert torch.allclose(attribute(debug, "fc.bias_int32_scale").double(), product)
@@ -98,8 +104,10 @@ def test_a_bias_shared_by_two_layers_is_stored_in_the_steps_of_each() -> None:
     two = draft.call(aten.linear.default, one, draft.draw("two.weight", 3, 3), b, module=("two", "nn.Linear"))
     model = draft.done(two)
     debug = debug_form(model)
-    stored = [attribute(debug, f"shared.bias_int32{end}").double() for end in ("", "_1")]
-    scales = [attribute(debug, f"shared.bias_int32{end}_scale").double() for end in ("", "_1")]
+    layers = [n for n in debug.graph.nodes if n.target is aten.linear.default]
+    stored, scales = zip(
+        *([attribute(debug, a.target).double() for a in n.args[2].args[:2]] for n in layers), strict=True
+    )
     assert not torch.equal(stored[0], stored[1])
     for steps, scale in zip(stored, scales, strict=True):
         assert torch.allclose(steps * scale, attribute(model, "shared.bias").double(), atol=float(scale.max()))
@@ -139,7 +147,7 @@ def test_the_prepared_graph_can_be_calibrated_further() -> None:
     assert torch.equal(before(*inputs), again(*inputs))
     prepared(inputs[0] * 10)
     wider = convert(prepared)
-    assert quantizes(wider)[0].args[1] == pytest.approx(quantizes(before)[0].args[1] * 10)  # type: ignore[operator]
+    assert step_of(quantizes(wider)[0]) == pytest.approx(step_of(quantizes(before)[0]) * 10)
 
 
 @pytest.mark.parametrize("bias", ["bias", None])

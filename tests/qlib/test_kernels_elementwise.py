@@ -172,3 +172,14 @@ def test_a_relu_after_a_scalar_is_in_the_table() -> None:
     found = forms(draft.done(draft.relu(shifted)))
     assert names(found.final).count("add_scalar_relu") == 1
     assert torch.equal(found.final(*found.inputs), found.debug(*found.inputs))
+
+
+def test_a_keyword_argument_is_in_the_table() -> None:
+    draft = Draft()
+    curve = draft.call(aten.gelu.default, draft.input(64, 8), kwargs={"approximate": "tanh"})
+    found = forms(draft.done(curve))
+    node = next(n for n in found.final.graph.nodes if op_name(n) == "qlib::gelu")
+    scale, zero_point = node.args[0].args[1:3]
+    target = Target(*next(n for n in found.final.graph.nodes if op_name(n) == "qlib::dequantize_per_tensor").args[1:])
+    value = aten.gelu.default((every(torch.uint8).double() - zero_point) * scale, approximate="tanh") / target.scale
+    assert torch.equal(attribute(found.final, str(node.args[1].target)).double(), exact(value, target))

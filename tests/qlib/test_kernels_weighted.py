@@ -7,7 +7,7 @@ import itertools
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -95,7 +95,9 @@ def targets(draw: st.DrawFn, size: float) -> Target:
 
 @st.composite
 def layers(draw: st.DrawFn, x_shape: tuple[int, ...], w_shape: tuple[int, ...], window: tuple[Any, ...]) -> Layer:
-    x_dtype, w_dtype = draw(st.sampled_from([(a, b) for a in (torch.uint8, torch.int8) for b in (torch.int8, torch.uint8)]))
+    x_dtype, w_dtype = draw(
+        st.sampled_from([(a, b) for a in (torch.uint8, torch.int8) for b in (torch.int8, torch.uint8)])
+    )
     info, random = torch.iinfo(x_dtype), torch.Generator().manual_seed(draw(st.integers(0, 2**20)))
     outputs = w_shape[0]
     w_scale = torch.rand(outputs, generator=random) * 0.05 + 1e-4
@@ -108,10 +110,12 @@ def layers(draw: st.DrawFn, x_shape: tuple[int, ...], w_shape: tuple[int, ...], 
     bias = torch.randint(-30000, 30000, (outputs,), dtype=torch.int32, generator=random)
     x, w = integers(draw, x_shape, x_dtype), integers(draw, w_shape, w_dtype)
     zero_point = draw(st.integers(info.min, info.max))
-    layer = Layer(x, x_scale, zero_point, w, w_scale, w_zero_point, draw(st.sampled_from([None, bias])), Target(1.0, 0), window)
+    layer = Layer(
+        x, x_scale, zero_point, w, w_scale, w_zero_point, draw(st.sampled_from([None, bias])), Target(1.0, 0), window
+    )
     acc, _ = layer.sums()
     size = float(acc.abs().mean()) * x_scale * float(w_scale.mean()) if acc.numel() else 1.0
-    return Layer(*(getattr(layer, name) for name in list(vars(layer))[:7]), draw(targets(size)), window)
+    return replace(layer, target=draw(targets(size)))
 
 
 sizes = st.one_of(st.integers(1, 9), st.sampled_from([16, 17, 31, 64, 65]))
@@ -200,21 +204,25 @@ def test_extremes_do_not_saturate_in_between(name: str, rows: int, a: int, b: in
         total = inputs * (a - zero_point) * b
         target = Target(max(abs(total), 1) / 100, 128)
         layer = Layer(x, 1.0, zero_point, w, torch.tensor(1.0), torch.tensor(0), None, target)
-        assert layer.run(name).unique().tolist() == [128 + round(Fraction(total) / Fraction(target.scale))]
+        assert set(layer.run(name).flatten().tolist()) == {128 + round(Fraction(total) / Fraction(target.scale))}
 
 
 @pytest.mark.parametrize("name", BOTH)
 def test_one_input_feature(name: str) -> None:
     x = torch.arange(256, dtype=torch.uint8).reshape(256, 1)
     w = torch.tensor([[1], [-1], [127]], dtype=torch.int8)
-    layer = Layer(x, 0.5, 100, w, torch.tensor([2.0, 2.0, 0.5]), torch.zeros(3, dtype=torch.int32), None, Target(1.0, 100))
+    layer = Layer(
+        x, 0.5, 100, w, torch.tensor([2.0, 2.0, 0.5]), torch.zeros(3, dtype=torch.int32), None, Target(1.0, 100)
+    )
     assert layer.wrong(name) == 0
 
 
 def small(w: Tensor, bias: Tensor | None = None) -> Layer:
     x = torch.randint(0, 256, (16, w.shape[1]), dtype=torch.uint8, generator=torch.Generator().manual_seed(8))
     outputs = w.shape[0]
-    return Layer(x, 0.1, 5, w, torch.full((outputs,), 0.1), torch.zeros(outputs, dtype=torch.int32), bias, Target(90.0, 128))
+    return Layer(
+        x, 0.1, 5, w, torch.full((outputs,), 0.1), torch.zeros(outputs, dtype=torch.int32), bias, Target(90.0, 128)
+    )
 
 
 @pytest.mark.parametrize("field", ["w", "w_scale", "w_zero_point", "bias"])
@@ -313,17 +321,8 @@ def test_dynamic(name: str, op: str, shape: tuple[int, ...]) -> None:
     assert bool(((found - real).abs() <= 8 * 2.0**-24 * size).all())
 
 
-FLATTENED = pytest.mark.xfail(strict=True, reason="qlinear_pointwise drops dimensions of empty data")
-
-
-@pytest.mark.parametrize("name", ["reference", pytest.param("fast", marks=FLATTENED)])
-@pytest.mark.parametrize("shape", [(2, 0, 4)])
-def test_dynamic_on_empty_sequences(name: str, shape: tuple[int, ...]) -> None:
-    test_dynamic_on_an_empty_batch(name, shape)
-
-
 @pytest.mark.parametrize("name", BOTH)
-@pytest.mark.parametrize("shape", [(0, 4)])
+@pytest.mark.parametrize("shape", [(0, 4), (2, 0, 4)])
 def test_dynamic_on_an_empty_batch(name: str, shape: tuple[int, ...]) -> None:
     w, scale, zero = torch.ones(3, 4, dtype=torch.int8), torch.ones(3), torch.zeros(3, dtype=torch.int32)
     with implementation(name):
@@ -339,13 +338,17 @@ def test_weights_made_in_inference_mode() -> None:
 
 
 def test_the_default_is_the_fast_implementation_and_a_block_restores_it() -> None:
-    assert qlib.kernels._chosen is Implementation.FAST
+    assert chosen() == "fast"
     with pytest.raises(ZeroDivisionError), implementation("reference"):
-        assert qlib.kernels._chosen is Implementation.REFERENCE
+        assert chosen() == "reference"
         raise ZeroDivisionError
-    assert qlib.kernels._chosen is Implementation.FAST
+    assert chosen() == "fast"
     with pytest.raises(ValueError, match="quickest"), implementation("quickest"):
         pass
+
+
+def chosen() -> str:
+    return str(qlib.kernels._chosen)
 
 
 WITHOUT_VNNI = """

@@ -21,7 +21,8 @@ BOTH = list(Implementation)
 TYPES = [torch.uint8, torch.int8, torch.int16]
 
 
-def data_of(draw: st.DrawFn, dim: int) -> Tensor:
+@st.composite
+def integers(draw: st.DrawFn, dim: int) -> Tensor:
     dtype = draw(st.sampled_from(TYPES))
     info, random = torch.iinfo(dtype), torch.Generator().manual_seed(draw(st.integers(0, 2**20)))
     spatial = draw(st.lists(st.integers(5, 8), min_size=dim, max_size=dim))
@@ -44,7 +45,7 @@ def pool(name: str, *args: Any) -> Tensor:
 @pytest.mark.parametrize("dim", [1, 2, 3])
 @given(data=st.data())
 def test_maximum_of_windows(name: str, dim: int, data: st.DataObject) -> None:
-    x = data_of(data.draw, dim)
+    x = data.draw(integers(dim))
     kernel, stride, padding = data.draw(windows(dim))
     rest = (kernel, stride, padding, [data.draw(st.integers(1, 2))] * dim, data.draw(st.booleans()))
     with implementation(name):
@@ -57,7 +58,7 @@ def test_maximum_of_windows(name: str, dim: int, data: st.DataObject) -> None:
 @pytest.mark.parametrize("dim", [1, 2, 3])
 @given(data=st.data())
 def test_mean_of_windows(name: str, dim: int, data: st.DataObject) -> None:
-    x = data_of(data.draw, dim)
+    x = data.draw(integers(dim))
     kernel, stride, padding = data.draw(windows(dim))
     divisor = (data.draw(st.sampled_from([None, 5])),) if dim > 1 else ()
     rest = (kernel, stride, padding, data.draw(st.booleans()), data.draw(st.booleans()), *divisor)
@@ -68,7 +69,7 @@ def test_mean_of_windows(name: str, dim: int, data: st.DataObject) -> None:
 @pytest.mark.parametrize("dim", [1, 2, 3])
 @given(data=st.data())
 def test_pooling_by_output_size(name: str, dim: int, data: st.DataObject) -> None:
-    x = data_of(data.draw, dim)
+    x = data.draw(integers(dim))
     size = data.draw(st.lists(st.integers(1, 5), min_size=dim, max_size=dim))
     with implementation(name):
         largest = getattr(ops, f"adaptive_max_pool{dim}d")(x, size)

@@ -16,6 +16,9 @@ from torch import Tensor, fx
 
 from qlib.executed import executed_ops
 from qlib.graph import attribute
+from qlib.oracle import replay
+from qlib.passes.convert import convert
+from qlib.passes.lower import lower
 from qlib.qconfig import PRESETS, QConfigMapping, at_run_time
 
 DYNAMIC = QConfigMapping(at_run_time(PRESETS["default"]))
@@ -52,6 +55,7 @@ def copied(model: fx.GraphModule, folder: Path) -> fx.GraphModule:
 
 
 MAKE: dict[str, Callable[[], Forms]] = {"static": static, "dynamic": dynamic}
+LAZY = pytest.mark.xfail(strict=True, reason="before its first call a lazy module has the signature (*args, **kwargs)")
 WAYS: dict[str, Callable[[fx.GraphModule, Path], fx.GraphModule]] = {
     "deepcopy": copied,
     "pickle": pickled,
@@ -68,9 +72,50 @@ def test_a_form_survives(way: str, make: str, form: str, tmp_path: Path) -> None
     expected = model(*found.inputs)  # the weights are packed now
     for again in (twin := WAYS[way](model, tmp_path), WAYS[way](twin, tmp_path)):
         assert torch.equal(again(*found.inputs), expected)
-        assert executed_ops(again) == executed_ops(model)
-        assert set(again.state_dict()) == set(model.state_dict())
         assert type(again).__mro__[1] is type(model).__mro__[1]
+
+
+RETRACED = pytest.mark.xfail(strict=True, reason="loading traces the code again: buffers are folded, metadata is lost")
+RETRACING = ["deepcopy", pytest.param("pickle", marks=RETRACED), pytest.param("torch.save", marks=RETRACED)]
+
+
+@pytest.mark.parametrize("make", sorted(MAKE))
+@pytest.mark.parametrize("way", sorted(WAYS))
+def test_a_final_form_keeps_its_operators_and_state(way: str, make: str, tmp_path: Path) -> None:
+    assert_same_graph(final := MAKE[make]().final, WAYS[way](final, tmp_path))
+
+
+@pytest.mark.parametrize("way", RETRACING)
+def test_a_debug_form_keeps_its_operators_and_state(way: str, tmp_path: Path) -> None:
+    assert_same_graph(debug := static().debug, WAYS[way](debug, tmp_path))
+
+
+def assert_same_graph(model: fx.GraphModule, other: fx.GraphModule) -> None:
+    assert executed_ops(other) == executed_ops(model)
+    assert set(other.state_dict()) == set(model.state_dict())
+
+
+@pytest.mark.parametrize("way", RETRACING)
+def test_a_debug_form_can_still_be_lowered(way: str, tmp_path: Path) -> None:
+    found = static()
+    again = lower(WAYS[way](found.debug, tmp_path))
+    assert executed_ops(again) == executed_ops(found.final)
+
+
+@pytest.mark.parametrize("way", RETRACING)
+def test_a_prepared_form_can_still_be_converted_and_lowered(way: str, tmp_path: Path) -> None:
+    found = static()
+    again = lower(convert(WAYS[way](found.prepared, tmp_path)))
+    assert executed_ops(again) == executed_ops(found.final)
+    assert torch.equal(again(*found.inputs), found.final(*found.inputs))
+
+
+@pytest.mark.parametrize("way", RETRACING)
+def test_a_final_form_can_still_be_explained(way: str, tmp_path: Path) -> None:
+    found = static()
+    again = WAYS[way](found.final, tmp_path)
+    before, after = (replay(found.debug, form, found.inputs) for form in (found.final, again))
+    assert [step.name for step in after.steps] == [step.name for step in before.steps]
 
 
 def test_a_copy_has_its_own_weights() -> None:
@@ -123,14 +168,12 @@ def test_a_form_can_be_exported(make: str, form: str) -> None:
         assert any(short in target for target in exported), short
 
 
-def dynamic_batch() -> dict[str, tuple[dict[int, object], ...]]:
-    return {"args": ({0: torch.export.Dim("batch", min=1, max=64)},)}
-
-
-def test_a_form_can_be_exported_for_any_batch() -> None:
+@pytest.mark.parametrize("called", ["before", pytest.param("never", marks=LAZY)])
+def test_a_form_can_be_exported_for_any_batch(called: str) -> None:
     found = static()
-    shapes = {"args": None} if False else ({0: torch.export.Dim.DYNAMIC},)
-    program = torch.export.export(found.final, found.inputs, dynamic_shapes=shapes)
+    if called == "before":
+        found.final(*found.inputs)
+    program = torch.export.export(found.final, found.inputs, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
     for batch in (2, 5):
         x = torch.randn(batch, 3, 6, 6, generator=torch.Generator().manual_seed(batch))
         assert torch.equal(program.module()(x), found.final(x))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -85,24 +86,18 @@ def test_a_changed_constant_is_found_at_its_operator(buffer: str, operator_name:
     first = draft.relu(draft.conv(draft.input(2, 3, 6), 4))
     found = forms(draft.done(draft.linear(draft.call(aten.flatten.using_ints, first, 1), 5)))
     # Each form has its own state, so that only the final one is changed.
-    tampered = detached(found.final)
+    tampered = copy.deepcopy(found.final)
     constant = attribute(tampered, buffer)
     constant.flatten()[0] += 30 if constant.dtype is torch.int8 else 100_000
     assert wrong_steps(replay(found.debug, found.final, found.inputs)) == {}
     assert set(wrong_steps(replay(found.debug, tampered, found.inputs))) == {operator_name}
 
 
-def detached(model: fx.GraphModule) -> fx.GraphModule:
-    import copy
-
-    return copy.deepcopy(model)
-
-
 @pytest.mark.parametrize(("position", "change"), [(-5, 1.01), (-4, 1), (1, 1.01), (2, 1)])
 def test_a_changed_argument_is_found(position: int, change: float) -> None:
     draft = Draft()
     found = forms(draft.done(draft.linear(draft.input(16, 8), 8)))
-    tampered = detached(found.final)
+    tampered = copy.deepcopy(found.final)
     node = next(n for n in tampered.graph.nodes if "replaces" in n.meta)
     args = list(node.args)
     args[position] = args[position] * change if isinstance(args[position], float) else args[position] + change
@@ -114,7 +109,7 @@ def test_an_error_is_not_carried_on_to_the_next_operator() -> None:
     draft = Draft()
     one = draft.linear(draft.input(4, 6), 6, "one")
     found = forms(draft.done(draft.linear(draft.call(aten.sigmoid.default, one), 3, "two")))
-    tampered = detached(found.final)
+    tampered = copy.deepcopy(found.final)
     attribute(tampered, "one.bias_int32").add_(100_000)
     steps = [step for step in replay(found.debug, tampered, found.inputs).steps if wrong(step)]
     assert [step.operator for step in steps] == ["aten.linear"]
@@ -126,7 +121,7 @@ def test_a_dynamic_layer_is_judged_in_real_numbers() -> None:
     (step,) = replay(found.debug, found.final, found.inputs).steps
     assert step.zero_point is None
     assert wrong(step) == 0
-    tampered = detached(found.final)
+    tampered = copy.deepcopy(found.final)
     attribute(tampered, "fc.bias").add_(0.01)
     assert wrong_steps(replay(found.debug, tampered, found.inputs)) != {}
 

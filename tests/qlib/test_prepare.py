@@ -32,9 +32,8 @@ def layer_with_relu() -> fx.GraphModule:
 
 def test_a_layer_and_its_relu_have_three_observers() -> None:
     found = observers(prepare(layer_with_relu()))
-    assert {name: type(o) for name, o in found.items()} == {
-        name: MinMaxObserver for name in ("x0", "fc_weight", "relu_default")
-    }
+    wanted = dict.fromkeys(("x0", "fc_weight", "relu_default"), MinMaxObserver)
+    assert {name: type(o) for name, o in found.items()} == wanted
     assert found["fc_weight"].spec == QSpec(DType.INT8, symmetric=True, axis=0)
     assert found["x0"].spec == found["relu_default"].spec == QSpec()
 
@@ -82,7 +81,7 @@ def test_followers_answer_after_calibration() -> None:
     prepared = prepare(model)
     prepared(*example(model))
     leader, follower = (observers(prepared)[name] for name in (layer.name, "avg_pool1d_default"))
-    assert follower.qparams() == leader.qparams()
+    assert follower.qparams() == leader.qparams()  # type: ignore[operator]
 
 
 def test_fixed_results_are_not_watched() -> None:
