@@ -1,2 +1,275 @@
-from qlib.capture import *  # noqa
-from qlib.capture import capture, check_inputs
+"""Capture: a module as one functional graph of ATen operators."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from difflib import get_close_matches
+from itertools import count
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from qlib.errors import CaptureError
+from qlib.frontends.exported import export, export_strict
+from qlib.frontends.functionalize import Program, functionalize
+from qlib.frontends.normalize import fill_arguments, normalize
+from qlib.frontends.torchscript import trace
+from qlib.frontends.untouched import private_copy
+from qlib.frontends.views import separate_written
+from qlib.graph import Model
+
+Method = Callable[[nn.Module, tuple[Tensor, ...], Callable[[Tensor], str]], fx.Graph]
+
+# Where code lives that is not the user's: torch, this library, Python itself.
+_NOT_THE_USERS = (
+    torch.__path__[0],
+    str(Path(__file__).parents[1]),
+    inspect.__file__.rpartition("/")[0] + "/inspect",
+    "<",
+)
+
+# How a module's graph can be had, by name.
+METHODS: Mapping[str, Method] = MappingProxyType({"export": export, "export-strict": export_strict, "trace": trace})
+
+
+class _Names:
+    """The tensors and submodules of a module under the first name that each has; other tensors are constants."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.state: dict[str, Tensor] = {}
+        self.constants: set[str] = set()
+        self._tensors: dict[int, str] = {}
+        self._memory: dict[tuple[Any, ...], str] = {}
+        self._modules: dict[int, str] = {}
+        self._root = module
+        for path, submodule in module.named_modules():
+            self._modules[id(submodule)] = path
+            plain = {name: value for name, value in vars(submodule).items() if isinstance(value, Tensor)}
+            for name, value in (*submodule._parameters.items(), *submodule._buffers.items(), *plain.items()):
+                if value is not None:
+                    full = f"{path}.{name}" if path else name
+                    self._tensors.setdefault(id(value), full)
+                    self._memory.setdefault(_memory(value), full)
+
+    def of(self, tensor: Tensor) -> str:
+        """The name under which a tensor is kept; one that is no attribute of the module gets a name of its own."""
+        name = self._tensors.get(id(tensor)) or self._memory.get(_memory(tensor))
+        if name is None:
+            name = f"constant.{len(self.constants)}"
+            self.constants.add(name)
+        self.state.setdefault(name, tensor)
+        self._tensors[id(tensor)] = name
+        return name
+
+    def module(self, path: str) -> tuple[str, str]:
+        """The first path of the submodule at `path`, and its type as rules name it; else of its nearest owner."""
+        submodule: Any = self._root
+        for part in path.split(".") if path else ():
+            inner = getattr(submodule, part, None)
+            if not isinstance(inner, nn.Module):
+                break
+            submodule = inner
+        return self._modules.get(id(submodule), ""), type_name(type(submodule))
+
+
+def _memory(tensor: Tensor) -> tuple[Any, ...]:
+    return (tensor.data_ptr() or id(tensor), tensor.dtype, tensor.shape, tensor.stride())
+
+
+def type_name(kind: type) -> str:
+    """A module's class as rules name it: "nn.Linear" for the classes of torch, the qualified name for others."""
+    if kind.__module__.startswith("torch.nn."):
+        return f"nn.{kind.__name__}"
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def capture(module: nn.Module, inputs: tuple[Tensor, ...], method: str = "export") -> fx.GraphModule:
+    """Turn a module into one functional graph of ATen operators, in the normal form that `qlib.frontends.normalize` describes.
+
+    `inputs` are example inputs, one tensor for each positional argument; the graph holds for their shapes, types and
+    layout. `method` is a key of `METHODS`. Parameters share memory with the module's, buffers are copies, and the
+    module stays as it is. Nodes carry `module_path` and `module_type` in their metadata, `shape` and `dtype` where they
+    make a tensor, and operators `source`, which is empty where the user's line is unknown. Inputs and buffers that the
+    module changes are changed by ``aten.copy_`` at the end.
+    Raises CaptureError where the module can't be captured that way.
+    """
+    if method not in METHODS:
+        close = get_close_matches(method, METHODS, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise CaptureError(f"no capture method is named {method!r}; expected one of {', '.join(METHODS)}.{hint}")
+    _check_examples(inputs)
+    names = _Names(module)
+    with _quiet():
+        try:
+            graph = METHODS[method](module, tuple(private_copy(value) for value in inputs), names.of)
+        except CaptureError:
+            raise
+        except Exception as error:
+            raise CaptureError(_explain(error, method)) from error
+        _rename_arguments(graph, module)
+        fill_arguments(graph)
+        graph = functionalize(Program(graph, names.state, frozenset(names.constants)), inputs)
+    normalize(graph)
+    separate_written(graph)
+    _name_modules(graph, names)
+    return _assemble(graph, module, names)
+
+
+def check_inputs(model: fx.GraphModule, inputs: tuple[Tensor, ...]) -> None:
+    """Raise CaptureError unless `inputs` have the shapes and types that `model` was captured for."""
+    arguments = model.graph.find_nodes(op="placeholder")
+    if len(arguments) != len(inputs):
+        names = ", ".join(str(node.target) for node in arguments)
+        raise CaptureError(f"expected {len(arguments)} inputs ({names}), found {len(inputs)}")
+    for node, value in zip(arguments, inputs, strict=True):
+        expected = f"{_dtype_name(node.meta['dtype'])}{list(node.meta['shape'])}"
+        found = f"{_dtype_name(value.dtype)}{list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        if found != expected:
+            raise CaptureError(
+                f"input {node.target!r}: expected {expected}, as the graph was captured for, found {found}; "
+                "capture the module again with inputs of this kind"
+            )
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _check_examples(inputs: tuple[Tensor, ...]) -> None:
+    if not isinstance(inputs, tuple):
+        raise CaptureError(
+            f"expected a tuple of example inputs, found {type(inputs).__name__}; write (x,) for one tensor"
+        )
+    for position, value in enumerate(inputs):
+        if not isinstance(value, Tensor):
+            raise CaptureError(
+                f"input {position}: expected a tensor, found {type(value).__name__}; give it in the module"
+            )
+
+
+# ---------------------------------------------------------------------------------------- around the run of the module
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings, no logs, no gradients, no fused attention, which hides its operators, and the random state kept."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    generator = torch.get_rng_state()
+    disabled = logging.root.manager.disable
+    torch.backends.mha.set_fastpath_enabled(False)
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+        torch.backends.mha.set_fastpath_enabled(fused)
+        torch.set_rng_state(generator)
+
+
+def _explain(error: Exception, method: str) -> str:
+    """What torch said, where in the user's code, and what else to try, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = lines[0] if lines else "no message"
+    place = ""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith(_NOT_THE_USERS):
+            place = f" (at {frame.filename.rpartition('/')[2]}:{frame.lineno})"
+            break
+    others = " or ".join(repr(name) for name in METHODS if name != method)
+    return (
+        f"torch can't capture the module by {method!r}: {type(error).__name__}: {said}{place}; try the method {others}"
+    )
+
+
+# ------------------------------------------------------------------------------------------------- finishing the graph
+
+
+def _rename_arguments(graph: fx.Graph, module: nn.Module) -> None:
+    """Call the placeholders what the module's forward calls them."""
+    parameters = list(inspect.signature(module.forward).parameters.values())
+    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    rest = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), "input")
+    for position, node in enumerate(graph.find_nodes(op="placeholder")):
+        node.target = named[position] if position < len(named) else f"{rest}_{position - len(named)}"
+
+
+def _name_modules(graph: fx.Graph, names: _Names) -> None:
+    """Write the first path of each node's module and its type into the metadata."""
+    known: dict[str, tuple[str, str]] = {}
+    for node in graph.nodes:
+        path = node.meta.setdefault("module_path", "")
+        if path not in known:
+            known[path] = names.module(path)
+        node.meta["module_path"], node.meta["module_type"] = known[path]
+
+
+def _assemble(graph: fx.Graph, module: nn.Module, names: _Names) -> fx.GraphModule:
+    """The graph with its tensors: parameters over the same memory, the rest as copies."""
+    _number_constants(graph, names)
+    _place_attributes(graph)
+    tensors: dict[str, Tensor] = {}
+    for node in graph.find_nodes(op="get_attr"):
+        tensor = names.state[str(node.target)]
+        if isinstance(tensor, nn.Parameter):
+            tensors[str(node.target)] = nn.Parameter(tensor.detach(), requires_grad=tensor.requires_grad)
+        else:
+            tensors[str(node.target)] = private_copy(tensor)
+    graph.output_node().args = (_plain(graph.output_node().args[0]),)
+    model = Model(tensors, graph, type(module).__name__)
+    model.train(module.training)
+    return model
+
+
+def _number_constants(graph: fx.Graph, names: _Names) -> None:
+    """Number the constants by their first use, equal ones alike, so that the capture methods agree on their names."""
+    kept: list[tuple[fx.Node, Tensor]] = []
+    for node in graph.find_nodes(op="get_attr"):
+        if str(node.target) not in names.constants:
+            continue
+        tensor = names.state[str(node.target)]
+        twin = next((n for n, t in kept if t.dtype == tensor.dtype and torch.equal(t, tensor)), None)
+        if twin is not None:
+            node.replace_all_uses_with(twin)
+            graph.erase_node(node)
+        else:
+            kept.append((node, tensor))
+    free = (name for name in (f"constant_{number}" for number in count()) if name not in names.state)
+    for (node, tensor), name in zip(kept, free, strict=False):
+        node.target = name
+        node.meta["module_path"] = ""
+        names.state[name] = tensor
+
+
+def _place_attributes(graph: fx.Graph) -> None:
+    """Put each `get_attr` node right before its first user, so that the capture methods agree on their order."""
+    placed: set[fx.Node] = set()
+    for node in list(graph.nodes):
+        for used in node.all_input_nodes:
+            if used.op == "get_attr" and used not in placed:
+                placed.add(used)
+                node.prepend(used)
+
+
+def _plain(output: Any) -> Any:
+    """The module's output in tuples, lists and dicts, which are all that a graph can return."""
+    if isinstance(output, tuple):
+        return tuple(_plain(item) for item in output)
+    if isinstance(output, list):
+        return [_plain(item) for item in output]
+    if isinstance(output, Mapping):
+        return {key: _plain(value) for key, value in output.items()}
+    if output is None or isinstance(output, fx.Node | int | float | str | bool):
+        return output
+    raise CaptureError(
+        f"expected tensors in tuples, lists and dicts as output, found {type(output).__name__}; return a dict"
+    )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
-from qlib.capture import capture
+from qlib.frontends.capture import capture
 
 BOTH = ("export", "trace")
 ALL = pytest.mark.parametrize("method", BOTH)

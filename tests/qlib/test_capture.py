@@ -8,7 +8,7 @@ import torch
 from captures import ALL, BOTH, Of, assert_same, check, image, ops
 from torch import Tensor, nn
 
-from qlib.capture import capture, check_inputs
+from qlib.frontends.capture import capture, check_inputs
 from qlib.errors import CaptureError
 
 

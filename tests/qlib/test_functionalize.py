@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, fx
 
 from qlib.errors import CaptureError
-from qlib.functionalize import Program, functionalize
-from qlib.views import INVERSES, permutation
+from qlib.frontends.functionalize import Program, functionalize
+from qlib.frontends.views import INVERSES, permutation
 
 aten = torch.ops.aten
 Build = Callable[[fx.Graph, fx.Node], Any]

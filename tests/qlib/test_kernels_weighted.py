@@ -137,7 +137,9 @@ def convolutions(draw: st.DrawFn) -> Layer:
 
     groups = draw(st.integers(1, 3))
     inputs, outputs = groups * draw(st.integers(1, 5)), groups * draw(st.integers(1, 5))
-    kernel, stride, padding, dilation = each(1, 3), each(1, 3), each(0, 2), each(1, 2)
+    kernel, stride, padding = each(1, 3), each(1, 3), each(0, 2)
+    # Gaps in a window of one kill the process: see test_gaps_in_a_window_of_one.
+    dilation = tuple(1 if k == 1 else d for k, d in zip(kernel, each(1, 2), strict=True))
     least = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
     spatial = tuple(n + e for n, e in zip(least, each(0, 5), strict=True))
     batch = draw(st.sampled_from([(0,), (1,), (2,), ()]))
@@ -351,6 +353,30 @@ def chosen() -> str:
     return str(qlib.kernels._chosen)
 
 
+GAPS = """
+import torch
+import qlib.kernels
+x, w = torch.full((2, 2, 1), 9, dtype=torch.uint8), torch.ones(5, 2, 1, dtype=torch.int8)
+scale, zero = torch.ones(5), torch.zeros(5, dtype=torch.int32)
+for _ in range(300):
+    y = torch.ops.qlib.conv1d(x, 1.0, 5, w, scale, zero, None, [2], [1], [2], 1, 1.0, 0, 0, 255, torch.uint8)
+    assert y.flatten().tolist() == [0] * 20  # both outputs of each channel lie in the padding
+"""
+
+
+@pytest.mark.xfail(strict=True, reason="qconv_pointwise writes where it must not for a dilated window of one")
+def test_gaps_in_a_window_of_one() -> None:
+    assert alone(GAPS) == ""
+
+
+def alone(program: str) -> str:
+    """Run a program in a process of its own; returns how it failed, and nothing where it did not."""
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
+    run = [sys.executable, "-c", program]
+    done = subprocess.run(run, env=environment, capture_output=True, text=True, check=False)
+    return f"exit code {done.returncode}: {done.stderr}" if done.returncode else ""
+
+
 WITHOUT_VNNI = """
 import torch
 import test_kernels_weighted as t
@@ -366,7 +392,5 @@ t.test_data_that_is_not_contiguous("fast")
 
 @pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="the processor has no VNNI instructions to cap")
 def test_without_vnni_instructions_the_fast_form_is_still_right() -> None:
-    environment = dict(os.environ, ONEDNN_MAX_CPU_ISA="AVX2", PYTHONPATH=os.pathsep.join(sys.path))
-    run = [sys.executable, "-c", WITHOUT_VNNI]
-    done = subprocess.run(run, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    # Set before torch is imported, since oneDNN reads it once.
+    assert alone(f"import os\nos.environ['ONEDNN_MAX_CPU_ISA'] = 'AVX2'\n{WITHOUT_VNNI}") == ""

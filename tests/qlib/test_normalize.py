@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, fx
 
-from qlib.normalize import REWRITES, fill_arguments, normalize, remove_dead_code
+from qlib.frontends.normalize import REWRITES, fill_arguments, normalize, remove_dead_code
 
 aten = torch.ops.aten
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qlib.errors import CaptureError
-from qlib.torchscript import source_line, trace
+from qlib.frontends.torchscript import source_line, trace
 
 
 class Sizes(nn.Module):

@@ -14,8 +14,8 @@ from torch._ops import OpOverload
 from torch.fx.node import map_arg
 
 from qlib.errors import CaptureError
-from qlib.untouched import private_copy
-from qlib.views import INVERSES, SPLITS, View
+from qlib.frontends.untouched import private_copy
+from qlib.frontends.views import INVERSES, SPLITS, View
 
 _aten = torch.ops.aten
 

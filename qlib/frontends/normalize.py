@@ -16,7 +16,7 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 
-from qlib.views import permutation
+from qlib.frontends.views import permutation
 
 _aten = torch.ops.aten
 Rewrite = Callable[[fx.Node], None]

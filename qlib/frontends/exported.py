@@ -13,7 +13,7 @@ from torch.export.graph_signature import InputKind, InputSpec
 from torch.utils._pytree import tree_unflatten
 
 from qlib.errors import CaptureError
-from qlib.untouched import untouched
+from qlib.frontends.untouched import untouched
 
 NameOf = Callable[[Tensor], str]
 

@@ -6,18 +6,19 @@ import operator
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache, lru_cache, reduce
+from functools import cache, lru_cache
 from math import prod
 from types import MappingProxyType
 from typing import Any
 
 import torch
+import torch.jit._trace as tracer
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from qlib.errors import CaptureError
-from qlib.untouched import untouched
+from qlib.frontends.untouched import untouched
 
 NameOf = Callable[[Tensor], str]
 
@@ -46,13 +47,6 @@ _ADVICE: Mapping[str, str] = MappingProxyType(
         "prim::PythonOp": "replace the custom autograd function by operators of torch",
     }
 )
-
-
-@dataclass(frozen=True)
-class _Path:
-    """A module object inside TorchScript: the names that lead to it from the root."""
-
-    parts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -103,9 +97,8 @@ class _Flat(nn.Module):
 
 @dataclass(frozen=True)
 class _Import:
-    """One walk over a TorchScript graph: where it reads (`root`), what it writes (`graph`) and what is known so far."""
+    """One walk over a TorchScript graph: what it writes (`graph`) and what is known so far."""
 
-    root: nn.Module
     name_of: NameOf
     graph: fx.Graph
     values: dict[int, Any] = field(default_factory=dict)
@@ -131,25 +124,57 @@ class _Import:
 
 
 def trace(module: nn.Module, inputs: tuple[Tensor, ...], name_of: NameOf) -> fx.Graph:
-    """The graph of one run of `module`, by `torch.jit.trace`; in-place operators are still in it.
+    """The graph of one run of `module`, by the tracer of `torch.jit`; in-place operators are still in it.
 
     `name_of` gives the dotted name under which a tensor of the module will be kept. Control flow is the
     example's. Raises CaptureError for a graph that is not one straight line of ATen operators.
     """
     outputs: list[Output] = []
     root = _Flat(module, outputs)
+    state = _state(module)
     with untouched(module):
-        source = torch.jit.trace(root, inputs, check_trace=False, strict=False).inlined_graph  # type: ignore[no-untyped-call]
-    walk = _Import(root, name_of, fx.Graph())
-    myself, *arguments = source.inputs()
-    walk.values[myself.unique()] = _Path(())
-    for number, value in enumerate(arguments):
-        walk.put(value, walk.graph.placeholder(f"input_{number}"))
+        source = _record(root, inputs, state)
+    walk = _Import(name_of, fx.Graph())
+    for number, value in enumerate(source.inputs()):
+        is_input = number < len(inputs)
+        walk.put(value, walk.graph.placeholder(f"input_{number}") if is_input else state[number - len(inputs)])
     for node in source.nodes():
         _read(walk, node)
-    (result,) = (walk.values[value.unique()] for value in source.outputs())
-    _finish(walk, walk.argument(result), outputs[-1])
+    results = [walk.values[value.unique()] for value in source.outputs()]
+    # The tracer makes a tuple of several tensors, but not of one.
+    packed = isinstance(results[0], list | tuple)
+    _finish(walk, walk.argument(results[0] if packed else results), outputs[-1])
     return walk.graph
+
+
+def _state(module: nn.Module) -> list[Tensor]:
+    """The tensors that a module holds, each once: parameters, buffers and plain attributes."""
+    plain = (value for owner in module.modules() for value in vars(owner).values() if isinstance(value, Tensor))
+    return list({id(tensor): tensor for tensor in (*module.parameters(), *module.buffers(), *plain)}.values())
+
+
+def _record(root: nn.Module, inputs: tuple[Tensor, ...], state: list[Tensor]) -> Any:
+    """Run `root` under torch's tracer; the graph takes the inputs and then the state.
+
+    This is what `torch.jit.trace` does before it makes a ScriptModule of the graph, which takes ten times as long and
+    which nothing here needs.
+    """
+    scopes = {submodule: f"__module.{path}" for path, submodule in root.named_modules() if path}
+    before, tracer._trace_module_map = tracer._trace_module_map, scopes  # type: ignore[assignment]
+    try:
+        graph, _ = torch._C._create_graph_by_tracing(
+            lambda *values: root(*values[: len(inputs)]),
+            (*inputs, *state),
+            tracer._create_interpreter_name_lookup_fn(),  # type: ignore[no-untyped-call]
+            False,
+            False,
+            None,
+            [],
+        )
+    finally:
+        tracer._trace_module_map = before
+    torch._C._jit_pass_inline(graph)
+    return graph
 
 
 def _finish(walk: _Import, results: list[Any], output: Output) -> None:
@@ -280,13 +305,6 @@ def _constant(walk: _Import, node: Any) -> None:
     walk.put(node.output(), node.output().toIValue())
 
 
-def _get_attr(walk: _Import, node: Any) -> None:
-    owner = walk.values[node.input().unique()]
-    path = _Path((*owner.parts, node.s("name")))
-    value = reduce(getattr, path.parts, walk.root)
-    walk.put(node.output(), value if isinstance(value, Tensor) else path)
-
-
 def _construct(walk: _Import, node: Any) -> None:
     walk.put(node.output(), walk.inputs(node))
 
@@ -359,7 +377,6 @@ _CASTS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
 _HANDLERS: Mapping[str, Callable[[_Import, Any], None]] = MappingProxyType(
     {
         "prim::Constant": _constant,
-        "prim::GetAttr": _get_attr,
         "prim::ListConstruct": _construct,
         "prim::TupleConstruct": _construct,
         "prim::ListUnpack": _unpack_node,
