@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 import torch
 
-from conformance.compare import max_abs, max_quanta, off_grid, sqnr_db, tally
+from conformance.compare import Tally, max_abs, max_quanta, off_grid, sqnr_db, tally
 from conformance.observation import Evidence
 from conformance.record import Finding, Measures, Outcome, Verdict
 from conformance.spec import Accuracy, ModeExpect
@@ -119,21 +119,20 @@ def debug_equal(evidence: Evidence, expect: ModeExpect) -> Finding | None:
     forms = [("final", evidence.explained, evidence.outputs)]
     if evidence.debug_explained is not None:
         forms.append(("debug", evidence.debug_explained, evidence.debug_outputs))
-    total = 0
+    total = Tally()
     for form, explained, outputs in forms:
         counts = tally(explained.roundings)
-        total += counts.exact + counts.tie + counts.wrong
+        total += counts
         if counts.wrong and counts.worst > expect.debug_equal:
-            got = f"{form} form: {counts.wrong} of {counts.exact + counts.tie + counts.wrong} values wrong, "
+            got = f"{form} form: {counts.wrong} of {counts.all} values wrong, "
             return _finding("debug_equal", False, wanted, got + f"by up to {counts.worst:.3g} at {counts.where}")
         distance = _unexplained(outputs, explained.outputs, evidence.quanta)
         if distance > expect.debug_equal + GRID:
             got = f"{form} form: outputs {distance:.3g} quanta from what its own integers say"
             return _finding("debug_equal", False, wanted, got)
-    if total == 0:
+    if total.all == 0:
         return Finding("debug_equal", Outcome.VACUOUS, wanted, "no value was rounded: there was nothing to compare")
-    counts = tally(evidence.explained.roundings)
-    return _finding("debug_equal", True, wanted, f"{counts.exact} exact, {counts.tie} ties, 0 wrong")
+    return _finding("debug_equal", True, wanted, f"{total.exact} exact, {total.tie} ties, {total.wrong} wrong")
 
 
 def _unexplained(

@@ -45,6 +45,11 @@ class Tally:
     worst: float = 0.0
     where: str = ""
 
+    @property
+    def all(self) -> int:
+        """How many values were judged."""
+        return self.exact + self.tie + self.wrong
+
     def __add__(self, other: Tally) -> Tally:
         """Both tallies as one."""
         worst = self if self.worst >= other.worst else other

@@ -48,7 +48,7 @@ def check_graph_mode_op(  # noqa: PLR0913, PLR0917  (the signature of the helper
     calls = [(inputs,)] if isinstance(inputs, Tensor) else [tuple(call) for call in inputs]
     batches = tuple(tuple(x.clone() for x in call) for call in calls)
     task = Task(module, batches[0], batches, "dynamic" if dynamic else "static", "trace" if tracing else "export")
-    quantized, model = bundled.quantize_as(copy.deepcopy(task), qconfig, lambda name: contextlib.nullcontext())
+    quantized, model = bundled.quantize_as(task, qconfig, lambda name: contextlib.nullcontext())
     if debug:
         _print(module, quantized.float_graph, quantized.debug, quantized.final)
     evidence = observe(module.eval(), batches[0], quantized)

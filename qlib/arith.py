@@ -38,6 +38,8 @@ def round_half_even(x: Tensor) -> Tensor:
 
 def saturate(rounded: Tensor, qmin: int, qmax: int, dtype: torch.dtype) -> Tensor:
     """Clamp rounded floats to ``[qmin, qmax]`` and store them as `dtype`; NaN is stored as `qmin`."""
+    if dtype == torch.int32:  # whose bounds are no float32 numbers
+        rounded = rounded.to(torch.float64)
     return rounded.clamp(qmin, qmax).nan_to_num(nan=float(qmin)).to(dtype)
 
 
@@ -56,6 +58,7 @@ def quantize(x: Tensor, qparams: QParams) -> Tensor:
     Returns integers of the storage type of ``qparams.dtype`` in the shape of `x`. Infinities saturate, NaN becomes
     `qmin`.
     """
+    x = x if x.dtype == torch.float64 else x.to(torch.float32)
     scale = broadcast(qparams.scale, qparams.axis, x.dim()).to(x.dtype)
     zero_point = broadcast(qparams.zero_point, qparams.axis, x.dim())
     return saturate(round_half_even(x / scale) + zero_point, qparams.qmin, qparams.qmax, STORAGE[qparams.dtype])

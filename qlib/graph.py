@@ -12,24 +12,29 @@ from torch import Tensor, fx, nn
 from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.node import Argument
 
+from qlib.saved import Row, graph_of, rows_of
+
 
 class Model(_LazyGraphModule):
     """A `torch.fx.GraphModule` that generates its code when it is first called, since most graphs only pass through.
 
-    Its pickle imports this library first, so that a saved model finds its operators.
+    It is pickled as the rows of its graph, so that a loaded model is the saved one node by node.
     """
 
     def __reduce__(self) -> Any:
-        """Pickle as `fx.GraphModule` does, restored by a function of this library."""
-        restore, arguments = super().__reduce__()
-        return _restore, (restore, arguments)
+        """What pickle is to call, and with what."""
+        state = {name: self.__dict__[name] for name in ("_modules", "_parameters", "_buffers", "training", "meta")}
+        return _restore, (rows_of(self.graph), state)
 
 
-def _restore(restore: Any, arguments: tuple[Any, ...]) -> fx.GraphModule:
+def _restore(rows: tuple[Row, ...], state: dict[str, Any]) -> Model:
     import_module("qlib.kernels")  # registers the operators; by name, since the kernels stand on this module
-
-    module: fx.GraphModule = restore(*arguments)
-    return Model(module, module.graph)
+    root = nn.Module()
+    root.__dict__.update({name: state[name] for name in ("_modules", "_parameters", "_buffers")})
+    model = Model(root, graph_of(rows))
+    model.train(state["training"])
+    model.meta = state["meta"]
+    return model
 
 
 def copy_of(model: fx.GraphModule) -> Model:

@@ -104,7 +104,9 @@ class HistogramObserver(nn.Module):
         data = x.detach().to(torch.float32).flatten()
         if data.numel():
             low, high = torch.aminmax(data)
-            if not bool(torch.isfinite(low) & torch.isfinite(high)):
+            if not bool(torch.isfinite(self.high - self.low)):
+                return x
+            if not bool(torch.isfinite(high - low)):
                 self.low, self.high = low, high
                 return x
             if self.counts.sum() > 0:

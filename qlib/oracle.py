@@ -116,14 +116,14 @@ def replay(debug: fx.GraphModule, form: fx.GraphModule, inputs: Sequence[Tensor]
 
 
 def _double(value: Value) -> _Exact:
-    def convert(x: Value) -> Value:
-        return x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
-
-    def absolute(x: Value) -> Value:
-        return x.abs() if isinstance(x, Tensor) and x.is_floating_point() else x
-
-    value = pytree.tree_map(convert, value)
-    return _Exact(value, pytree.tree_map(absolute, value))
+    """A value of a form as the walk goes on from it; numbers that are not real stay as they are."""
+    if isinstance(value, list | tuple):
+        items = [_double(item) for item in value]
+        return _Exact([item.value for item in items], [item.size for item in items])
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return _Exact(value, value)
+    exact = value.double()
+    return _Exact(exact, exact.abs())
 
 
 def _explain(
@@ -139,12 +139,14 @@ def _explain(
     size = _call(node, lambda n: look(n).size)
     # A list of tensors that a kernel made holds integers; its items are judged where they are rounded.
     if node.name not in given or (by_kernel and not isinstance(value, Tensor)):
-        return _Exact(value, pytree.tree_map(_larger, value, size)), None
+        return _Exact(value, _larger(value, size)), None
     step = Step(node.name, _name(node), value, given[node.name], _larger(value, size)) if by_kernel else None
     return _double(given[node.name]), step
 
 
 def _larger(value: Value, size: Value) -> Value:
+    if isinstance(value, list | tuple):
+        return [_larger(*pair) for pair in zip(value, size, strict=True)]
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return value
     return torch.maximum(value.abs(), size.abs().nan_to_num(0.0))

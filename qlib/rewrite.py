@@ -75,7 +75,7 @@ def _arguments_fit(op: Op, node: fx.Node) -> bool:
             fits = not nodes
         if not fits:
             return False
-    if op.weight is not None and not isinstance(node.args[op.weight], fx.Node):
+    if any(node.args[position] is None for position in op.required):
         return False
     return op.zero_at is None or len(node.args) <= op.zero_at or node.args[op.zero_at] in (0, None)
 

@@ -92,7 +92,7 @@ def type_name(kind: type) -> str:
 
 
 def capture(module: nn.Module, inputs: tuple[Tensor, ...], method: str = "export") -> fx.GraphModule:
-    """Turn a module into one functional graph of ATen operators, in the normal form that `qlib.frontends.normalize` describes.
+    """Turn a module into one functional graph of ATen operators, in the normal form of `qlib.frontends.normalize`.
 
     `inputs` are example inputs, one tensor for each positional argument; the graph holds for their shapes, types and
     layout. `method` is a key of `METHODS`. Parameters share memory with the module's, buffers are copies, and the

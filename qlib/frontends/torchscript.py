@@ -165,7 +165,7 @@ def _record(root: nn.Module, inputs: tuple[Tensor, ...], state: list[Tensor]) ->
         graph, _ = torch._C._create_graph_by_tracing(
             lambda *values: root(*values[: len(inputs)]),
             (*inputs, *state),
-            tracer._create_interpreter_name_lookup_fn(),  # type: ignore[no-untyped-call]
+            tracer._create_interpreter_name_lookup_fn(),
             False,
             False,
             None,

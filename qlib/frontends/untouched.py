@@ -14,7 +14,7 @@ def private_copy(tensor: Tensor) -> Tensor:
     copy: Tensor = tensor.detach().clone()
     if copy.stride() == tensor.stride():
         return copy
-    storage = tensor.untyped_storage().clone()  # type: ignore[no-untyped-call]
+    storage = tensor.untyped_storage().clone()
     return torch.empty(0, dtype=tensor.dtype).set_(storage, tensor.storage_offset(), tensor.size(), tensor.stride())
 
 

@@ -119,12 +119,12 @@ def _join_arguments(site: Site) -> tuple[object, ...]:
 
 
 def _same_shape(op: Op) -> Implementation:
-    return lambda x, table: torch.empty_like(x, dtype=table.dtype)
+    return lambda x, table: x.new_empty(x.shape, dtype=table.dtype)
 
 
 def _broadcast_shape(op: Op) -> Implementation:
     def fake(a, a_scale, a_zero_point, b, *rest):  # type: ignore[no-untyped-def]
-        return a.new_empty(torch.broadcast_shapes(a.shape, b.shape), dtype=rest[-1])
+        return (a.to(torch.float32) + b.to(torch.float32)).to(rest[-1])
 
     return fake
 

@@ -141,10 +141,10 @@ class Kernel:
 
     doc         one line for people
     arguments   what the kernel is handed at a site, in the order of its schema
-    schema      the schema of the row's library operator without its name; None where the float operator runs on
-    integers as it is reference   the plain implementation for a row: integers or float64, obviously right fast
-    the quick implementation for a row; equal to the reference but for ties fake        shape and dtype of the result,
-    for tracing
+    schema      the library operator's schema without its name; None where the float operator runs on integers as it is
+    reference   the plain implementation for a row: integers or float64, obviously right
+    fast        the quick implementation for a row; equal to the reference but for ties
+    fake        shape, dtype and strides of the result, for tracing
     """
 
     doc: str

@@ -48,11 +48,16 @@ def suits(layer: Layer, dtype: torch.dtype) -> bool:
 
 def _symmetric(zero_point: Tensor) -> bool:
     """Whether all zero points are zero; asked once for each version of the tensor."""
-    version, answer = _SYMMETRIC.get(zero_point, (None, False))
-    if version != zero_point._version:
+    seen, answer = _SYMMETRIC.get(zero_point, (None, False))
+    if seen != (version := _version(zero_point)):
         answer = not bool(zero_point.any())
-        _SYMMETRIC[zero_point] = (zero_point._version, answer)
+        _SYMMETRIC[zero_point] = (version, answer)
     return bool(answer)
+
+
+def _version(tensor: Tensor) -> int:
+    """A number that changes when the tensor is changed in place; tensors made for inference can't tell."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 @cache
@@ -78,23 +83,27 @@ def _unsigned(layer: Layer) -> tuple[Tensor, int]:
     return layer.x.contiguous().view(torch.uint8).bitwise_xor(128), layer.zero_point + 128
 
 
-def _geometry(window: Window) -> tuple[list[int], list[int], list[int], int]:
-    return list(window.stride), list(window.padding), list(window.dilation), window.groups
+def _geometry(window: Window, w: Tensor) -> tuple[list[int], list[int], list[int], int]:
+    """The window as the primitives take it. A dilation means nothing where the kernel has one element, and makes them
+    read outside of their memory.
+    """
+    dilation = [1 if size == 1 else d for d, size in zip(window.dilation, w.shape[2:], strict=True)]
+    return list(window.stride), list(window.padding), dilation, window.groups
 
 
 def _pack(layer: Layer, bias_scale: float) -> _Packed:
     """The packed form of a layer's weights, made on first use; the plain integers stay the state."""
     weight = layer.weight
     sources = (weight.w, weight.scale, weight.bias)
-    key = (tuple((id(t), t._version) if t is not None else None for t in sources), bias_scale, layer.window)
+    key = (tuple((id(t), _version(t)) if t is not None else None for t in sources), bias_scale, layer.window)
     store: dict[Any, _Packed] = _PACKED.setdefault(weight.w, {})
     if key not in store:
         if len(store) >= MOST_FORMS:
             store.clear()
         if layer.window is None:
-            packed = torch.ops.onednn.qlinear_prepack(weight.w, None)
+            packed = torch.ops.onednn.qlinear_prepack(weight.w.contiguous(), None)  # it does not see strides
         else:
-            packed = torch.ops.onednn.qconv_prepack(weight.w, weight.scale, 1.0, 0, *_geometry(layer.window))
+            packed = torch.ops.onednn.qconv_prepack(weight.w, weight.scale, 1.0, 0, *_geometry(layer.window, weight.w))
         outputs = weight.w.shape[0]
         bias = weight.bias
         if bias is not None and bias.dtype == torch.int32:
@@ -113,7 +122,7 @@ def run(layer: Layer, result: Result) -> Tensor:
     if layer.window is None:
         y: Tensor = torch.ops.onednn.qlinear_pointwise(*operands, *target)
     else:
-        y = torch.ops.onednn.qconv_pointwise(*operands, *_geometry(layer.window), *target).contiguous()
+        y = torch.ops.onednn.qconv_pointwise(*operands, *_geometry(layer.window, layer.weight.w), *target).contiguous()
     full = (result.qmin, result.qmax) == ACTIVATIONS[result.dtype]
     return y if full else y.clamp(result.qmin, result.qmax)
 

@@ -6,7 +6,18 @@ from qlib.ops.op import Family, Op, When
 
 
 def _linear(name: str, chain: tuple[str, ...], kernel: str, when: When, doc: str) -> Op:
-    return Op(f"quantized::{name}", Family.WEIGHTED, chain, kernel, doc, when, parameters=(1, 2), weight=1, bias=2)
+    return Op(
+        f"quantized::{name}",
+        Family.WEIGHTED,
+        chain,
+        kernel,
+        doc,
+        when,
+        parameters=(1, 2),
+        required=(1,),
+        weight=1,
+        bias=2,
+    )
 
 
 _RELU = ("aten::linear", "aten::relu")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from qlib.ops.op import Family, Op
 
 _PARAMETERS = (1, 2, 3, 4)
+_STATISTICS = (3, 4)
+_TRAINING = 5
 
 OPS = (
     Op(
@@ -14,6 +16,8 @@ OPS = (
         "channel_table",
         "batch normalisation in evaluation mode, any number of dimensions",
         parameters=_PARAMETERS,
+        required=_STATISTICS,
+        zero_at=_TRAINING,
     ),
     Op(
         "quantized::batch_norm_relu",
@@ -22,5 +26,7 @@ OPS = (
         "channel_table",
         "batch normalisation in evaluation mode, then relu",
         parameters=_PARAMETERS,
+        required=_STATISTICS,
+        zero_at=_TRAINING,
     ),
 )

@@ -42,6 +42,7 @@ class Op:
     when        static: inputs are quantized beforehand; dynamic: by their range at run time
     operands    positions, in the first operator of the chain, of the float tensors (or lists of them) to quantize
     parameters  positions that may hold constant tensors (weights, statistics); all others hold plain numbers
+    required    parameters that may not be None
     weight      position of the weight, None where there is none
     bias        position of the bias, None where there is none
     weight_axis axis of the weight that counts the output channels
@@ -58,6 +59,7 @@ class Op:
     when: When = When.STATIC
     operands: tuple[int, ...] = (0,)
     parameters: tuple[int, ...] = ()
+    required: tuple[int, ...] = ()
     weight: int | None = None
     bias: int | None = None
     weight_axis: int = 0

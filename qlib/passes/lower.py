@@ -28,6 +28,7 @@ def lower(debug: fx.GraphModule) -> fx.GraphModule:
         if match is not None and (site := _site(model, match, integers)) is not None:
             _replace(site, integers)
     finish(model)
+    model.real_recompile()  # the form that is handed out looks like any module, before its first call too
     return model
 
 

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
 
+import torch
 from torch import fx, nn
 
+from qlib.errors import QConfigError
 from qlib.graph import copy_of
 from qlib.observers import Follower, observer_for
 from qlib.passes.annotate import Annotation, Placement, annotate
@@ -25,10 +27,20 @@ def prepare(model: fx.GraphModule, qconfig: QConfigMapping | QConfig | str | Non
     mapping = as_mapping(qconfig)
     prepared = fold_batch_norm(copy_of(model))
     annotation = annotate(prepared, mapping)
+    _check_types(annotation)
     place_observers(prepared, annotation, mapping)
     prepared.meta["unused_rules"] = annotation.unused_rules
     prepared.recompile()
     return prepared
+
+
+def _check_types(annotation: Annotation) -> None:
+    for placement in annotation.placements:
+        if placement.value.meta["dtype"] != torch.float32:
+            raise QConfigError(
+                f"expected float32 tensors to quantize, found {placement.value.meta['dtype']} at {placement.value}: "
+                "convert the module and its inputs by .float(), or leave this module in float by a QConfig of None"
+            )
 
 
 def place_observers(model: fx.GraphModule, annotation: Annotation, mapping: QConfigMapping) -> None:

@@ -244,7 +244,6 @@ def test_integer_data_is_not_quantized() -> None:
     assert annotate(draft.done(doubled), DEFAULT).placements == ()
 
 
-@pytest.mark.xfail(strict=True, reason="the row does not look at the argument `training`")
 def test_a_normalisation_by_the_batch_is_not_a_table() -> None:
     draft = Draft()
     norm = draft.batch_norm(draft.input(4, 3, 5), training=True)

@@ -8,8 +8,8 @@ import torch
 from captures import ALL, BOTH, Of, assert_same, check, image, ops
 from torch import Tensor, nn
 
-from qlib.frontends.capture import capture, check_inputs
 from qlib.errors import CaptureError
+from qlib.frontends.capture import capture, check_inputs
 
 
 class Block(nn.Module):

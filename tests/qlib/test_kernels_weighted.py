@@ -275,10 +275,7 @@ def test_data_that_is_not_contiguous(name: str) -> None:
             assert Layer(x, 0.1, 5, kernel, scale, zero, None, target, window).wrong(name) == 0
 
 
-PREPACK = pytest.mark.xfail(strict=True, reason="qlinear_prepack reads the memory of a weight, not its strides")
-
-
-@pytest.mark.parametrize("name", ["reference", pytest.param("fast", marks=PREPACK)])
+@pytest.mark.parametrize("name", ["reference", "fast"])
 def test_linear_weights_that_are_not_contiguous(name: str) -> None:
     w = torch.randint(-128, 128, (64, 8), dtype=torch.int8, generator=torch.Generator().manual_seed(9))
     for view in (w.t(), w.reshape(16, 32)[:, ::2], w[:1].expand(5, 8)):
@@ -332,7 +329,6 @@ def test_dynamic_on_an_empty_batch(name: str, shape: tuple[int, ...]) -> None:
     assert found.shape == (*shape[:-1], 3)
 
 
-@pytest.mark.xfail(strict=True, reason="tensors made in inference mode have no version to key the packed weights by")
 def test_weights_made_in_inference_mode() -> None:
     with torch.inference_mode():
         layer = small(torch.ones(4, 8, dtype=torch.int8))
@@ -364,7 +360,6 @@ for _ in range(300):
 """
 
 
-@pytest.mark.xfail(strict=True, reason="qconv_pointwise writes where it must not for a dilated window of one")
 def test_gaps_in_a_window_of_one() -> None:
     assert alone(GAPS) == ""
 

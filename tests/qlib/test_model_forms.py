@@ -55,7 +55,6 @@ def copied(model: fx.GraphModule, folder: Path) -> fx.GraphModule:
 
 
 MAKE: dict[str, Callable[[], Forms]] = {"static": static, "dynamic": dynamic}
-LAZY = pytest.mark.xfail(strict=True, reason="before its first call a lazy module has the signature (*args, **kwargs)")
 WAYS: dict[str, Callable[[fx.GraphModule, Path], fx.GraphModule]] = {
     "deepcopy": copied,
     "pickle": pickled,
@@ -75,8 +74,7 @@ def test_a_form_survives(way: str, make: str, form: str, tmp_path: Path) -> None
         assert type(again).__mro__[1] is type(model).__mro__[1]
 
 
-RETRACED = pytest.mark.xfail(strict=True, reason="loading traces the code again: buffers are folded, metadata is lost")
-RETRACING = ["deepcopy", pytest.param("pickle", marks=RETRACED), pytest.param("torch.save", marks=RETRACED)]
+RETRACING = ["deepcopy", "pickle", "torch.save"]
 
 
 @pytest.mark.parametrize("make", sorted(MAKE))
@@ -168,7 +166,7 @@ def test_a_form_can_be_exported(make: str, form: str) -> None:
         assert any(short in target for target in exported), short
 
 
-@pytest.mark.parametrize("called", ["before", pytest.param("never", marks=LAZY)])
+@pytest.mark.parametrize("called", ["before", "never"])
 def test_a_form_can_be_exported_for_any_batch(called: str) -> None:
     found = static()
     if called == "before":
