@@ -109,9 +109,9 @@ def _run(case: Case, backend: Backend, name: str, stages: Stages, allow_python: 
     with stages("build"):
         module = build(case, allow_python)
         inputs = inputs_of(case)
-        task = Task(
-            copy.deepcopy(module), inputs, calibration_of(case, inputs), str(case.mode), str(case.capture), case.qconfig
-        )
+        # What the backend gets is its own: a module that changes its inputs does so during calibration too.
+        batches = calibration_of(case, fresh(inputs))
+        task = Task(copy.deepcopy(module), fresh(inputs), batches, str(case.mode), str(case.capture), case.qconfig)
     quantized = backend.quantize(task, stages)
     with stages("run"):
         evidence = observe(module, inputs, quantized)
@@ -138,16 +138,12 @@ def _run(case: Case, backend: Backend, name: str, stages: Stages, allow_python: 
 
 def observe(module: torch.nn.Module, inputs: Sequence[Tensor], quantized: Quantized) -> Evidence:
     """Call the float module, the debug form and twice the final form, each on its own copy of `inputs`."""
-
-    def fresh() -> tuple[Tensor, ...]:
-        return tuple(x.clone() for x in inputs)
-
     with torch.no_grad():
-        after_float, after, final = fresh(), fresh(), quantized.final
+        after_float, after, final = fresh(inputs), fresh(inputs), quantized.final
         float_outputs = tensors(module(*after_float))
         outputs = tensors(final.call(*after))
-        repeated = tensors(final.call(*fresh()))
-        debug = None if quantized.debug is None else tensors(quantized.debug.call(*fresh()))
+        repeated = tensors(final.call(*fresh(inputs)))
+        debug = None if quantized.debug is None else tensors(quantized.debug.call(*fresh(inputs)))
         explain = quantized.explain
         return Evidence(
             float_outputs=float_outputs,
@@ -158,11 +154,16 @@ def observe(module: torch.nn.Module, inputs: Sequence[Tensor], quantized: Quanti
             float_ops=quantized.float_ops,
             ops=count(final.ops),
             sequence=final.ops,
-            explained=explain("final", fresh()) if explain else None,
-            debug_explained=explain("debug", fresh()) if explain and debug is not None else None,
+            explained=explain("final", fresh(inputs)) if explain else None,
+            debug_explained=explain("debug", fresh(inputs)) if explain and debug is not None else None,
             inputs_after_float=after_float,
             inputs_after=after,
         )
+
+
+def fresh(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Copies of the tensors of a call."""
+    return tuple(x.clone() for x in inputs)
 
 
 def tensors(result: object) -> tuple[Tensor, ...]:

@@ -72,6 +72,8 @@ def writing(path: Path) -> Iterator[Writer]:
 def read(path: Path) -> Results:
     """Read a results file, also one whose writer was killed; lines that can't be read are counted and passed over.
 
+    The records come in the order of the specs.
+
     Raises UsageError for a file that is missing or has no head.
     """
     try:
@@ -90,6 +92,8 @@ def read(path: Path) -> Results:
             damaged += 1
     if run is None:
         raise UsageError(f"{path}: expected a results file that starts with the head of a run, found none")
+    # Workers finish in any order; readers want the specs' own.
+    records.sort(key=lambda record: (record.subject.path, record.subject.line, record.subject.case))
     return Results(run, tuple(records), damaged)
 
 

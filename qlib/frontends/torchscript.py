@@ -160,7 +160,7 @@ def _record(root: nn.Module, inputs: tuple[Tensor, ...], state: list[Tensor]) ->
     which nothing here needs.
     """
     scopes = {submodule: f"__module.{path}" for path, submodule in root.named_modules() if path}
-    before, tracer._trace_module_map = tracer._trace_module_map, scopes  # type: ignore[assignment]
+    before, tracer._trace_module_map = tracer._trace_module_map, scopes
     try:
         graph, _ = torch._C._create_graph_by_tracing(
             lambda *values: root(*values[: len(inputs)]),
