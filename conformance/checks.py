@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 import torch
 
-from conformance.compare import Tally, max_abs, max_quanta, off_grid, sqnr_db, tally
+from conformance.compare import max_abs, max_quanta, off_grid, sqnr_db, tally
 from conformance.observation import Evidence
 from conformance.record import Finding, Measures, Outcome, Verdict
 from conformance.spec import Accuracy, ModeExpect
@@ -119,10 +119,9 @@ def debug_equal(evidence: Evidence, expect: ModeExpect) -> Finding | None:
     forms = [("final", evidence.explained, evidence.outputs)]
     if evidence.debug_explained is not None:
         forms.append(("debug", evidence.debug_explained, evidence.debug_outputs))
-    total = Tally()
+    judged = {}
     for form, explained, outputs in forms:
-        counts = tally(explained.roundings)
-        total += counts
+        judged[form] = counts = tally(explained.roundings)
         if counts.wrong and counts.worst > expect.debug_equal:
             got = f"{form} form: {counts.wrong} of {counts.all} values wrong, "
             return _finding("debug_equal", False, wanted, got + f"by up to {counts.worst:.3g} at {counts.where}")
@@ -130,9 +129,10 @@ def debug_equal(evidence: Evidence, expect: ModeExpect) -> Finding | None:
         if distance > expect.debug_equal + GRID:
             got = f"{form} form: outputs {distance:.3g} quanta from what its own integers say"
             return _finding("debug_equal", False, wanted, got)
-    if total.all == 0:
+    final = judged["final"]
+    if final.all == 0:
         return Finding("debug_equal", Outcome.VACUOUS, wanted, "no value was rounded: there was nothing to compare")
-    return _finding("debug_equal", True, wanted, f"{total.exact} exact, {total.tie} ties, {total.wrong} wrong")
+    return _finding("debug_equal", True, wanted, f"{final.exact} exact, {final.tie} ties, {final.wrong} wrong")
 
 
 def _unexplained(
@@ -238,14 +238,18 @@ CORRECTNESS = frozenset({"debug_equal", "accuracy"})
 
 
 def judge(evidence: Evidence, expect: ModeExpect) -> tuple[Finding, ...]:
-    """Make every check that applies; where the outputs' structure is wrong the numbers are not compared."""
+    """Make every check that applies; where the outputs' structure is wrong the numbers are not compared.
+
+    A check that nobody asked for and that had nothing to compare makes no finding.
+    """
     findings = []
-    for kind in CHECKS.values():
+    for name, kind in CHECKS.items():
         finding = kind.run(evidence, expect)
-        if finding is not None:
-            findings.append(finding)
-            if finding.check == "structure" and finding.outcome is Outcome.FAILED:
-                break
+        if finding is None or (finding.outcome is Outcome.VACUOUS and name in expect.unstated):
+            continue
+        findings.append(finding)
+        if name == "structure" and finding.outcome is Outcome.FAILED:
+            break
     return tuple(findings)
 
 

@@ -141,6 +141,7 @@ class ModeExpect:
     """What must hold in one mode; operators by canonical name.
 
     `debug_equal` is the largest distance between the debug and the final form, in quanta; None for no such check.
+    `unstated` names the checks that are made though the spec does not ask for them.
     """
 
     ops: Mapping[str, int] = FrozenMap()
@@ -149,6 +150,7 @@ class ModeExpect:
     debug_equal: float | None = 0.0
     accuracy: Accuracy | None = None
     output: tuple[Output, ...] = ()
+    unstated: frozenset[str] = frozenset()
 
 
 class Expect(BaseModel):
@@ -194,4 +196,5 @@ def narrow(expect: Expect, mode: Mode) -> ModeExpect:
         expect.debug_equal.get(mode, 0.0),
         expect.accuracy.get(mode),
         expect.output.get(mode, ()),
+        frozenset() if mode in expect.debug_equal else frozenset({"debug_equal"}),
     )

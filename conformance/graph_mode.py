@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from conformance.backend import Task
 from conformance.backends import qlib as bundled
 from conformance.checks import judge
-from conformance.engine import count, observe
+from conformance.engine import count, fresh, observe
 from conformance.record import Finding, Outcome
 from conformance.spec import Accuracy, ModeExpect
 
@@ -46,12 +46,13 @@ def check_graph_mode_op(  # noqa: PLR0913, PLR0917  (the signature of the helper
     module = copy.deepcopy(module)
     module = module.eval() if eval_mode else module
     calls = [(inputs,)] if isinstance(inputs, Tensor) else [tuple(call) for call in inputs]
-    batches = tuple(tuple(x.clone() for x in call) for call in calls)
-    task = Task(module, batches[0], batches, "dynamic" if dynamic else "static", "trace" if tracing else "export")
+    batches = tuple(fresh(call) for call in calls)
+    mode, method = "dynamic" if dynamic else "static", "trace" if tracing else "export"
+    task = Task(copy.deepcopy(module), fresh(batches[0]), batches, mode, method)
     quantized, model = bundled.quantize_as(task, qconfig, lambda name: contextlib.nullcontext())
     if debug:
         _print(module, quantized.float_graph, quantized.debug, quantized.final)
-    evidence = observe(module.eval(), batches[0], quantized)
+    evidence = observe(module.eval(), calls[0], quantized)
     if check:
         expect = ModeExpect(debug_equal=0.0, accuracy=Accuracy(sqnr_db=LEAST_SQNR_DB))
         findings = [*judge(evidence, expect), _operators(quantized_op, evidence.ops)]
