@@ -2,8 +2,8 @@
 
     python benchmarks/faults.py [--capture trace]
 
-A fault replaces one function of the bundled library for a whole run of the bundled specs. A spec notices where one of its cases is not
-native. A fault that no spec notices is a hole in the specs.
+A fault replaces one function of the bundled library for a whole run of the bundled specs. A spec notices where one of
+its cases is not native. A fault that no spec notices is a hole in the specs.
 """
 
 from __future__ import annotations

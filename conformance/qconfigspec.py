@@ -73,7 +73,7 @@ class QSpecModel(BaseModel):
     symmetric: bool = Field(False, strict=True, description="True where the zero point is fixed in the middle.")
     axis: Integer | None = Field(None, ge=-8, le=7, description="Axis with a scale each; null for one scale.")
     observer: Annotated[str, AfterValidator(_observer)] = Field(
-        description="What sees the values and chooses the scale."
+        "min_max", description="What sees the values and chooses the scale."
     )
     scale: Number | None = Field(None, gt=0, description="The step between integers; only with `observer: fixed`.")
     zero_point: Integer | None = Field(None, description="The integer for 0.0; only with `observer: fixed`.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from conformance.backend import About, Backend, Explanation, Process, Program, Quantized, Stage, Task
 from conformance.errors import UsageError
+from conformance.source_tables import FUNCTIONAL, TENSOR_METHODS, TORCH_FUNCTIONS
 from conformance.vocabulary import Vocabulary, resolve_operator
 from qlib import ops as table
 from qlib.qconfig import PRESETS, QConfig, QConfigMapping
@@ -42,7 +43,10 @@ def vocabulary() -> Vocabulary:
     """The names that specs may use, read off the operator table; imports no torch."""
     return Vocabulary(
         operators=frozenset(table.OPS) | frozenset(table.BOUNDARY),
-        float_operators=frozenset(name for op in table.OPS.values() for name in op.chain if "::" in name),
+        float_operators=frozenset(
+            [name for op in table.OPS.values() for name in op.chain if "::" in name]
+            + [f"aten::{name}" for name in FUNCTIONAL | TORCH_FUNCTIONS | TENSOR_METHODS]
+        ),
         aliases=ALIASES,
         observers=frozenset(OBSERVERS),
         qconfigs=frozenset(PRESETS),

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import functools
+import os
+
+import pytest
+from small_specs import LINEAR, cases_of, written
+
+from conformance.backend import Process
+from conformance.backends import BUILTIN, open_backend
+from conformance.backends.qlib import vocabulary
+from conformance.case import Case, expand
+from conformance.engine import run_case
+from conformance.load import discover, load
+from conformance.places import bundled_specs
+from conformance.pool import Job, run_jobs
+from conformance.record import Outcome, Record, Verdict
+
+IN_PROCESS = {
+    "qlib": Verdict.NATIVE,
+    "qlib:reference": Verdict.NATIVE,
+    "always-wrong": Verdict.WRONG,
+    "off-by-one": Verdict.WRONG,
+    "float-only": Verdict.FALLBACK,
+    "claims-everything": Verdict.FALLBACK,
+    "undeclared-refusal": Verdict.WRONG,
+    "first-call-only": Verdict.WRONG,
+}
+OF_THEIR_OWN = {"crashes": Verdict.CRASH, "hangs": Verdict.TIMEOUT}
+# The check by which each lie is found out.
+GIVEN_AWAY_BY = {
+    "always-wrong": "debug_equal",
+    "off-by-one": "debug_equal",
+    "float-only": "ops",
+    "claims-everything": "really_ran",
+    "first-call-only": "repeatable",
+}
+
+
+@functools.cache
+def telling_cases() -> tuple[Case, ...]:
+    """Of each bundled file two cases a mode that demand integer operators and bound the noise."""
+    found: dict[tuple[str, str], list[Case]] = {}
+    for path in discover([bundled_specs()]):
+        for case in expand(load(path, vocabulary())):
+            bounded = case.expect.accuracy is not None and case.expect.accuracy.sqnr_db is not None
+            if bounded and case.expect.accuracy.max_quanta is None and any(case.expect.ops.values()):
+                found.setdefault((case.suite, str(case.mode)), []).append(case)
+    return tuple(case for cases in found.values() for case in {cases[0].id: cases[0], cases[-1].id: cases[-1]}.values())
+
+
+def failed_checks(record: Record) -> set[str]:
+    return {finding.check for finding in record.findings if finding.outcome is Outcome.FAILED}
+
+
+def test_every_backend_of_the_suite_has_its_verdict_here() -> None:
+    assert {name.partition(":")[0] for name in [*IN_PROCESS, *OF_THEIR_OWN]} == set(BUILTIN)
+
+
+def test_the_cases_that_tell_are_many_and_of_both_modes() -> None:
+    cases = telling_cases()
+    assert len(cases) >= 20
+    assert {str(case.mode) for case in cases} >= {"static", "dynamic"}
+    assert {str(case.capture) for case in cases} >= {"export", "trace"}
+
+
+@pytest.mark.parametrize("name", IN_PROCESS)
+def test_each_gets_exactly_its_verdict(name: str) -> None:
+    backend = open_backend(name)
+    found = {case.id: run_case(case, backend, name).record for case in telling_cases()}
+    assert {case: str(record.verdict) for case, record in found.items()} == dict.fromkeys(found, str(IN_PROCESS[name]))
+    if name in GIVEN_AWAY_BY:
+        assert all(GIVEN_AWAY_BY[name] in failed_checks(record) for record in found.values())
+
+
+@pytest.mark.parametrize("name", OF_THEIR_OWN)
+def test_those_that_take_their_process_down(name: str) -> None:
+    assert open_backend(name).about().process is Process.OWN
+    cases = cases_of(LINEAR)
+    chosen = [case for case in cases if case.spec_id == "linear"]
+    assert {str(case.mode) for case in chosen} == {"static", "dynamic"}
+
+
+@pytest.mark.parametrize("name", OF_THEIR_OWN)
+def test_each_case_of_theirs_is_a_record_of_its_own(name: str, tmp_path) -> None:
+    path = written(tmp_path)
+    cases = [case for case in expand(load(path, vocabulary())) if case.spec_id == "linear"]
+    assert [str(case.mode) for case in cases] == ["static", "dynamic"]
+    records = list(run_jobs([Job(case, name) for case in cases], workers=1, seconds=4.0))
+    assert [record.verdict for record in records] == [OF_THEIR_OWN[name]] * 2
+    assert [record.subject.case for record in records] == [case.id for case in cases]
+    assert all(("SIGSEGV" if name == "crashes" else "no answer within 4 s") in record.error for record in records)
+
+
+def test_a_refusal_says_that_it_was_not_declared() -> None:
+    case = telling_cases()[0]
+    record = run_case(case, open_backend("undeclared-refusal"), "undeclared-refusal").record
+    assert record.error == "refused without having declared it: this operator is not implemented"
+    assert record.stage == "lower"
+
+
+def test_the_lies_do_not_touch_the_library_that_they_are_built_on() -> None:
+    case, pid = telling_cases()[0], os.getpid()
+    for name in IN_PROCESS:
+        run_case(case, open_backend(name), name)
+    assert run_case(case, open_backend("qlib"), "qlib").record.verdict is Verdict.NATIVE
+    assert os.getpid() == pid
