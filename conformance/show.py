@@ -18,7 +18,7 @@ def show(case: Case, backend: Backend, name: str, console: Console, allow_python
     """Run a case and print the spec, the module, the float, debug and final graphs, and the findings."""
     from conformance.modules import build
 
-    console.rule(case.id)
+    console.rule(Text(case.id))
     console.print(Text(f"{case.path}:{case.line}   seed {case.seed}   backend {name}\n"))
     console.print(Text(case.yaml.rstrip() + "\n"))
     trial = run_case(case, backend, name, allow_python)

@@ -115,6 +115,7 @@ def quantize_as(
     """Quantize with the library's own type of QConfig (None for the default); returns the final model too."""
     import qlib
     from qlib.frontends.capture import capture
+    from qlib.printed import graph_text
     from qlib.quantize import mapping_for
 
     with stage("capture"):
@@ -141,6 +142,7 @@ def quantize_as(
 
 def _program(model: fx.GraphModule, kernels: str) -> Program:
     from qlib import executed, implementation
+    from qlib.printed import graph_text
 
     def call(*inputs: Tensor) -> object:
         with implementation(kernels):
@@ -185,11 +187,6 @@ def canonical(name: str) -> str:
         return resolve_operator(plain, vocabulary())
     except ValueError as error:
         raise UsageError(str(error)) from error
-
-
-def graph_text(model: fx.GraphModule) -> str:
-    """The graph, one node a line, without its tensors' values."""
-    return str(model.graph).strip()
 
 
 def mapping_of(qconfig: QConfigModel | None) -> QConfigMapping:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from conformance.record import Outcome, Record
+from conformance.record import Outcome, Record, Verdict
 
 
 def headline(record: Record) -> str:
@@ -12,6 +12,8 @@ def headline(record: Record) -> str:
     failed = [f for f in record.findings if f.outcome is not Outcome.HELD]
     if failed:
         return f"{record.verdict}: {failed[0].check}: expected {failed[0].expected}; got {failed[0].got}"
+    if record.verdict is Verdict.NATIVE:
+        return f"{record.verdict}: {len(record.findings)} checks held"
     last = (record.error or "").strip().splitlines()
     return f"{record.verdict} in {record.stage}: {last[-1] if last else 'no message'}"
 

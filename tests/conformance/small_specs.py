@@ -43,27 +43,32 @@ suite: verdicts
 defaults:
   inputs: {x: {shape: [4, 30]}}
   capture: [export]
-  module: nn.Linear(30, 20)
 cases:
   - id: native
     why: all that is asked for holds
+    module: nn.Linear(30, 20)
     expect: {ops: {quantized::linear: 1}, accuracy: {sqnr_db: 30}}
   - id: fallback
     why: the values are right, and another operator ran
+    module: nn.Linear(30, 20)
     expect: {ops: {quantized::linear_relu: 1}, accuracy: {sqnr_db: 30}}
   - id: wrong
     why: no 8-bit result comes this close
+    module: nn.Linear(30, 20)
     expect: {ops: {quantized::linear: 1}, accuracy: {sqnr_db: 140}}
   - id: unsupported
     why: the bundled library declares no training
+    module: nn.Linear(30, 20)
     modes: [qat]
     expect: {ops: {quantized::linear: 1}}
   - id: error
     why: the pattern names no parameter, which is the harness's to say
+    module: nn.Linear(30, 20)
     parameters: {wieght: {range: [-1, 1]}}
     expect: {ops: {quantized::linear: 1}}
   - id: vacuous
     why: a relu is not in the float graph, so that its absence shows nothing
+    module: nn.Linear(30, 20)
     expect: {absent: [aten::relu]}
 """
 
