@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from conformance.backend import About, Backend, Quantized, Task
 from conformance.case import Case
 from conformance.checks import judge, measure, verdict
+from conformance.deadline import DeadlinePassed, deadline
 from conformance.errors import ConformanceError, Unsupported
 from conformance.inputs import calibration_of, inputs_of
 from conformance.modules import build
@@ -24,6 +25,7 @@ from conformance.record import Record, Verdict, subject_of
 
 # Steps that the harness makes; an exception in any other one is the backend's.
 OURS = frozenset({"build", "judge"})
+CASE_SECONDS = 60.0
 
 
 @dataclass
@@ -53,15 +55,25 @@ class Trial:
     evidence: Evidence | None = None
 
 
-def run_case(case: Case, backend: Backend, name: str, allow_python: bool = False) -> Trial:
+@dataclass(frozen=True)
+class Limits:
+    """What a case may do: how long it may take in this process (None: for ever), and whether it may bring Python."""
+
+    seconds: float | None = CASE_SECONDS
+    allow_python: bool = False
+
+
+def run_case(case: Case, backend: Backend, name: str, limits: Limits | None = None) -> Trial:
     """Run `case` on `backend`, called `name` in the record; never raises for what the case or the backend does."""
-    stages = Stages()
+    stages, limits = Stages(), limits or Limits()
     about = backend.about()
     if (gap := _gap(about, case)) is not None:
         return Trial(_record(case, name, stages, Verdict.UNSUPPORTED, error=gap))
     try:
-        with _one_thread():
-            return _run(case, backend, name, stages, allow_python)
+        with _one_thread(), deadline(limits.seconds and (case.timeout or limits.seconds)):
+            return _run(case, backend, name, stages, limits.allow_python)
+    except DeadlinePassed as passed:
+        return Trial(_record(case, name, stages, Verdict.TIMEOUT, error=str(passed)))
     except Unsupported as refusal:
         declared = bool(about.lacks & set(case.expect.ops))
         found = Verdict.UNSUPPORTED if declared else Verdict.WRONG

@@ -59,6 +59,8 @@ def load_known(path: Path) -> tuple[Known, ...]:
         mark = error.problem_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
         raise SpecError([Mistake(str(path), line, column, f"not valid YAML: {error.problem}")]) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpecError([Mistake(str(path), 1, 1, f"not valid YAML: {error}")]) from error
     except ValidationError as error:
         found = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise SpecError(

@@ -104,7 +104,13 @@ def _imported(target: str, allow_python: bool) -> nn.Module:
             f"the spec runs Python of its own ({target}): allow that with --allow-python if you trust it"
         )
     path, _, name = target.partition(":")
-    module = getattr(import_module(path), name)()
+    try:
+        factory = getattr(import_module(path), name)
+    except (ImportError, AttributeError) as error:
+        raise ConformanceError(
+            f"python: expected a function that can be imported, found {target!r} ({error}): correct it, or install it"
+        ) from error
+    module = factory()
     if not isinstance(module, nn.Module):
         raise ConformanceError(f"expected {target} to return a torch.nn.Module, found {type(module).__name__}")
     return module

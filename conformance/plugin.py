@@ -150,10 +150,11 @@ def _run(item: CaseItem) -> tuple[Record, Callable[[], str]]:
     if backend.about().process is Process.OWN:
         seconds = item.case.timeout or float(item.config.getoption("--case-timeout"))
         return _worker(item, allow_python).ask(item.case, seconds), str
-    from conformance.engine import run_case
+    from conformance.engine import Limits, run_case
     from conformance.show import graphs_of
 
-    trial = run_case(item.case, backend, item.backend, allow_python)
+    seconds = float(item.config.getoption("--case-timeout"))
+    trial = run_case(item.case, backend, item.backend, Limits(seconds, allow_python))
     return trial.record, lambda: graphs_of(trial)
 
 

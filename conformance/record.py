@@ -146,7 +146,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Run:
-    """The head of a results file: environment, backend and how many cases were planned."""
+    """The head of a results file; `planned` counts the records to come, one for each case and backend, 0 if unknown."""
 
     environment: Environment
     backends: tuple[str, ...]

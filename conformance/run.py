@@ -71,7 +71,8 @@ def _records(plan: Plan) -> Iterator[Record]:
 
 
 def _here(plan: Plan, opened: dict[str, Backend]) -> Iterator[Record]:
-    from conformance.engine import run_case
+    from conformance.engine import Limits, run_case
 
+    limits = Limits(plan.seconds, "--allow-python" in plan.options)
     for job in plan.jobs:
-        yield run_case(job.case, opened[job.backend], job.backend, "--allow-python" in plan.options).record
+        yield run_case(job.case, opened[job.backend], job.backend, limits).record

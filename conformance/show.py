@@ -10,7 +10,7 @@ from rich.text import Text
 
 from conformance.backend import Backend
 from conformance.case import Case
-from conformance.engine import Trial, run_case
+from conformance.engine import Limits, Trial, run_case
 from conformance.report.text import explain
 
 
@@ -21,7 +21,7 @@ def show(case: Case, backend: Backend, name: str, console: Console, allow_python
     console.rule(Text(case.id))
     console.print(Text(f"{case.path}:{case.line}   seed {case.seed}   backend {name}\n"))
     console.print(Text(case.yaml.rstrip() + "\n"))
-    trial = run_case(case, backend, name, allow_python)
+    trial = run_case(case, backend, name, Limits(allow_python=allow_python))
     if trial.quantized is not None:
         console.print(Text(str(build(case, allow_python)) + "\n"))
         console.print(graph_table(trial, console.width))

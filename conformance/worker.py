@@ -20,7 +20,7 @@ from conformance.backend import Backend
 from conformance.backends import open_backend
 from conformance.backends.qlib import vocabulary
 from conformance.case import Case, expand
-from conformance.engine import run_case
+from conformance.engine import Limits, run_case
 from conformance.errors import ConformanceError
 from conformance.load import load
 
@@ -36,13 +36,13 @@ def _say(channel: TextIO, message: dict[str, Any]) -> None:
     channel.flush()
 
 
-def serve(channel: TextIO, requests: TextIO, backend: Backend, name: str, allow_python: bool) -> None:
+def serve(channel: TextIO, requests: TextIO, backend: Backend, name: str, limits: Limits) -> None:
     """Answer requests until they end."""
     for line in requests:
         try:
             request = json.loads(line)
             case = cases_of(request["path"])[request["case"]]
-            _say(channel, {"record": run_case(case, backend, name, allow_python).record.to_json()})
+            _say(channel, {"record": run_case(case, backend, name, limits).record.to_json()})
         except (ConformanceError, ValueError, KeyError, TypeError) as error:
             _say(channel, {"trouble": f"{type(error).__name__}: {error}"})
 
@@ -62,7 +62,8 @@ def main() -> None:
         _say(channel, {"trouble": str(error)})
         sys.exit(3)
     _say(channel, {"hello": {key: sorted(v) if isinstance(v, frozenset) else v for key, v in hello.items()}})
-    serve(channel, sys.stdin, backend, options.backend, options.allow_python)
+    # The deadline is kept by the process that asks, which can end this one whatever it is doing.
+    serve(channel, sys.stdin, backend, options.backend, Limits(None, options.allow_python))
 
 
 if __name__ == "__main__":
