@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 import qlib.kernels  # noqa: F401  (registers the operators)
 from qlib.graph import attribute
+from qlib.interpret import Look, call, value_of, walk
 
 Value = Any
 
@@ -56,41 +57,18 @@ class _Exact:
     size: Value
 
 
-Look = Callable[[fx.Node], Any]
-
-
-def _walk(graph: fx.Graph, inputs: Sequence[Any], visit: Callable[[fx.Node, Look], Any]) -> Value:
-    """Visit the nodes in order, each with a look-up of what the earlier ones gave; returns the output's values."""
-    values: dict[fx.Node, Any] = {}
-    arguments = iter(inputs)
-    for node in graph.nodes:
-        if node.op == "placeholder":
-            values[node] = next(arguments)
-        elif node.op == "output":
-            return fx.node.map_arg(node.args[0], values.__getitem__)
-        else:
-            values[node] = visit(node, values.__getitem__)
-    raise ValueError("the graph has no output")
-
-
 def values_of(model: fx.GraphModule, inputs: Sequence[Tensor]) -> dict[str, Value]:
     """Run a form and return the value of each node, under the name of the debug node that it takes the place of."""
     found: dict[str, Value] = {}
 
     def visit(node: fx.Node, look: Look) -> Value:
-        value = attribute(model, str(node.target)).detach() if node.op == "get_attr" else _call(node, look)
+        value = value_of(model, node, look)
         found[node.meta.get("replaces", node.name)] = value
         return value
 
     with torch.no_grad():
-        _walk(model.graph, [x.clone() for x in inputs], visit)
+        walk(model.graph, [x.clone() for x in inputs], visit)
     return found
-
-
-def _call(node: fx.Node, look: Look) -> Value:
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), look)
-    assert callable(node.target)
-    return node.target(*args, **kwargs)
 
 
 def replay(debug: fx.GraphModule, form: fx.GraphModule, inputs: Sequence[Tensor]) -> Replay:
@@ -110,7 +88,7 @@ def replay(debug: fx.GraphModule, form: fx.GraphModule, inputs: Sequence[Tensor]
         return exact
 
     with torch.no_grad():
-        outputs = _walk(debug.graph, [_double(x.clone()) for x in inputs], visit)
+        outputs = walk(debug.graph, [_double(x.clone()) for x in inputs], visit)
     leaves = pytree.tree_leaves(outputs)
     return Replay(tuple(steps), tuple(leaf.value for leaf in leaves if isinstance(leaf, _Exact)))
 
@@ -135,8 +113,8 @@ def _explain(
         return _ALONE[node.target](node, lambda n: look(n).value), None
     if node.target is torch.ops.qlib.quantize_per_tensor.default:
         return _rounding(node, look(node.args[0]), given)  # type: ignore[arg-type]
-    value = _call(node, lambda n: look(n).value)
-    size = _call(node, lambda n: look(n).size)
+    value = call(node, lambda n: look(n).value)
+    size = call(node, lambda n: look(n).size)
     # A list of tensors that a kernel made holds integers; its items are judged where they are rounded.
     if node.name not in given or (by_kernel and not isinstance(value, Tensor)):
         return _Exact(value, _larger(value, size)), None
@@ -186,7 +164,7 @@ def _at_run_time(node: fx.Node, look: Look) -> _Exact:
         value = look(n)
         return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
-    value = _call(node, single)
+    value = call(node, single)
     return _Exact(value, value)
 
 

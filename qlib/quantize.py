@@ -9,6 +9,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, fx, nn
 
+from qlib import interpret
 from qlib.errors import QConfigError
 from qlib.frontends.capture import capture
 from qlib.passes.convert import convert
@@ -59,7 +60,7 @@ def calibrate(prepared: fx.GraphModule, batches: Iterable[Inputs]) -> None:
     """Run a prepared graph on calibration data, so that its observers see it."""
     with torch.no_grad():
         for batch in batches:
-            prepared(*batch)
+            interpret.run(prepared, batch)
 
 
 def quantize_model(

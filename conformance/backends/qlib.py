@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -114,6 +114,7 @@ def quantize_as(
 ) -> tuple[Quantized, fx.GraphModule]:
     """Quantize with the library's own type of QConfig (None for the default); returns the final model too."""
     import qlib
+    from qlib import interpret
     from qlib.frontends.capture import capture
     from qlib.printed import graph_text
     from qlib.quantize import mapping_for
@@ -131,8 +132,8 @@ def quantize_as(
         final = qlib.lower(debug)
     quantized = Quantized(
         float_ops=qlib.executed_ops(captured),
-        final=_program(final, kernels),
-        debug=_program(debug, kernels),
+        final=_program(final, kernels, final),
+        debug=_program(debug, kernels, lambda *inputs: interpret.run(debug, inputs)),
         explain=functools.partial(_explain, {"debug": debug, "final": final}, kernels),
         float_graph=graph_text(captured),
         notes=tuple(f"unused QConfig rule: {rule}" for rule in prepared.meta["unused_rules"]),
@@ -140,13 +141,13 @@ def quantize_as(
     return quantized, final
 
 
-def _program(model: fx.GraphModule, kernels: str) -> Program:
+def _program(model: fx.GraphModule, kernels: str, run: Callable[..., object]) -> Program:
     from qlib import executed, implementation
     from qlib.printed import graph_text
 
     def call(*inputs: Tensor) -> object:
         with implementation(kernels):
-            return model(*inputs)
+            return run(*inputs)
 
     return Program(
         call, executed.sequence(model), executed.native_ops(model), executed.output_scales(model), graph_text(model)
