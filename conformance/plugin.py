@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 SUFFIX = ".qspec.yaml"
 _WORKERS = pytest.StashKey[dict[str, "Worker"]]()
-_RECORD = "conformance_record"
+_RECORD = pytest.StashKey[str]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -81,6 +82,15 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Col
     return None
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Let the report carry the record as text, which survives the way from xdist's workers."""
+    report = yield
+    if report.when == "call" and _RECORD in item.stash:
+        report.conformance_record = item.stash[_RECORD]  # type: ignore[attr-defined]
+    return report
+
+
 class SpecFile(pytest.File):
     """One spec file; its items are the cases, once for each backend."""
 
@@ -120,7 +130,7 @@ class CaseItem(pytest.Item):
         """Run the case and raise where the record fails it; unsupported cases skip, known failures xfail strictly."""
         found, graphs = _run(self)
         record = apply(found, known_for(self.backend))
-        self.user_properties.append((_RECORD, record.to_json()))
+        self.stash[_RECORD] = json.dumps(record.to_json())
         if record.verdict is Verdict.UNSUPPORTED and record.known is None:
             pytest.skip(f"unsupported: {record.error}")
         if record.failed:
@@ -196,9 +206,9 @@ class _Recorder:
         """Append the record that came with a report."""
         if report.when != "call":
             return
-        for key, value in report.user_properties:
-            if key == _RECORD:
-                self._writer.append(Record.from_json(value))  # type: ignore[arg-type]
+        record = getattr(report, "conformance_record", None)
+        if record is not None:
+            self._writer.append(Record.from_json(json.loads(record)))
 
     def pytest_sessionfinish(self) -> None:
         """Close the file."""
