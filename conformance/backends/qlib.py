@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from conformance.spec import QConfigBody, QConfigModel, QSpecModel
 
 MODES = frozenset({"static", "dynamic"})
-CAPTURES = frozenset({"export", "trace"})
+CAPTURES = frozenset({"export", "trace", "script"})
 OBSERVERS = ("min_max", "moving_average_min_max", "histogram", "fixed", "runtime")
 
 # What other test suites call the same operators; a name in float stands for itself.

@@ -21,6 +21,7 @@ from qlib.errors import CaptureError
 from qlib.frontends.exported import export, export_strict
 from qlib.frontends.functionalize import Program, functionalize
 from qlib.frontends.normalize import fill_arguments, normalize
+from qlib.frontends.script import script
 from qlib.frontends.torchscript import trace
 from qlib.frontends.untouched import private_copy
 from qlib.frontends.views import separate_written
@@ -37,7 +38,9 @@ _NOT_THE_USERS = (
 )
 
 # How a module's graph can be had, by name.
-METHODS: Mapping[str, Method] = MappingProxyType({"export": export, "export-strict": export_strict, "trace": trace})
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {"export": export, "export-strict": export_strict, "trace": trace, "script": script}
+)
 
 
 class _Names:

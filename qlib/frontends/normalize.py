@@ -306,9 +306,67 @@ def _pool_with_indices(node: fx.Node) -> None:
         _become(node, _PLAIN_POOLS[node.target], *node.args)  # type: ignore[index]
 
 
+def _reduce_all(target: OpOverload) -> Rewrite:
+    """A reduction of everything is one over no dimensions in particular."""
+
+    def rewrite(node: fx.Node) -> None:
+        kwargs = dict(node.kwargs)
+        _become(node, target, node.args[0], None, False)
+        node.kwargs = kwargs
+
+    return rewrite
+
+
+def _extremum_of_all(target: OpOverload) -> Rewrite:
+    return lambda node: _become(node, target, node.args[0], [], False)
+
+
+def _extremum(target: OpOverload) -> Rewrite:
+    """An extremum along one dimension whose indices nobody uses."""
+
+    def rewrite(node: fx.Node) -> None:
+        items = list(node.users)
+        if all(item.args[1] == 0 for item in items if item.users):
+            for item in items:
+                if item.args[1] == 0:
+                    node.meta.update(shape=item.meta["shape"], dtype=item.meta["dtype"])
+                    item.replace_all_uses_with(node)
+                node.graph.erase_node(item)
+            _become(node, target, node.args[0], [node.args[1]], node.args[2])
+
+    return rewrite
+
+
+def _resize(target: OpOverload) -> Rewrite:
+    """A change to a given size, in the form that takes a size or factors."""
+
+    def rewrite(node: fx.Node) -> None:
+        dims = len(_shape(node)) - 2
+        if all(factor is None for factor in node.args[-dims:]):
+            _become(node, target, *node.args[:-dims], None)
+
+    return rewrite
+
+
+_RESIZED = ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "trilinear3d")
+
+
 def _hardtanh(node: fx.Node) -> None:
     if node.args[1:] == (0, 6):
         _become(node, _aten.relu6.default, node.args[0])
+
+
+_OF_A_NUMBER: Mapping[OpOverload, OpOverload] = MappingProxyType(
+    {_aten.add.Scalar: _aten.add.Tensor, _aten.sub.Scalar: _aten.sub.Tensor}
+)
+
+
+def _with_number(node: fx.Node) -> None:
+    """The form that Python's operators take, where the factor of the second operand is a keyword."""
+    tensor, number, factor = node.args
+    node.target = _OF_A_NUMBER[node.target]  # type: ignore[index]
+    node.args = (tensor, number)
+    node.kwargs = {} if factor == 1 else {"alpha": factor}
 
 
 def _alias(target: OpOverload) -> Rewrite:
@@ -324,8 +382,6 @@ _ALIASES: Mapping[OpOverload, OpOverload] = MappingProxyType(
         _aten.multiply.Tensor: _aten.mul.Tensor,
         _aten.divide.Tensor: _aten.div.Tensor,
         _aten.true_divide.Tensor: _aten.div.Tensor,
-        _aten.add.Scalar: _aten.add.Tensor,
-        _aten.sub.Scalar: _aten.sub.Tensor,
         _aten.mul.Scalar: _aten.mul.Tensor,
         _aten.div.Scalar: _aten.div.Tensor,
         _aten.concat.default: _aten.cat.default,
@@ -336,6 +392,8 @@ _ALIASES: Mapping[OpOverload, OpOverload] = MappingProxyType(
         _aten.clip.default: _aten.clamp.default,
         _aten.negative.default: _aten.neg.default,
         _aten.absolute.default: _aten.abs.default,
+        _aten.max.other: _aten.maximum.default,
+        _aten.min.other: _aten.minimum.default,
     }
 )
 _ROWS: tuple[tuple[Rewrite, tuple[OpOverload, ...]], ...] = (
@@ -366,6 +424,14 @@ _ROWS: tuple[tuple[Rewrite, tuple[OpOverload, ...]], ...] = (
     (_pool_stride, (_aten.avg_pool1d.default, _aten.avg_pool2d.default, _aten.avg_pool3d.default)),
     (_pool_with_indices, tuple(_PLAIN_POOLS)),
     (_hardtanh, (_aten.hardtanh.default,)),
+    (_reduce_all(_aten.mean.dim), (_aten.mean.default,)),
+    (_reduce_all(_aten.sum.dim_IntList), (_aten.sum.default,)),
+    *((_resize(p.vec), (p.default,)) for p in (getattr(_aten, f"upsample_{name}") for name in _RESIZED)),
+    (_extremum_of_all(_aten.amax.default), (_aten.max.default,)),
+    (_extremum_of_all(_aten.amin.default), (_aten.min.default,)),
+    (_extremum(_aten.amax.default), (_aten.max.dim,)),
+    (_extremum(_aten.amin.default), (_aten.min.dim,)),
+    (_with_number, tuple(_OF_A_NUMBER)),
     *((_alias(target), (alias,)) for alias, target in _ALIASES.items()),
 )
 # One row for each operator that is written differently.

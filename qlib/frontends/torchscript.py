@@ -198,17 +198,17 @@ def _read(walk: _Import, node: Any) -> None:
 
 
 def _read_aten(walk: _Import, node: Any) -> None:
-    target = _overload(node.schema())
+    target = overload_of(node.schema())
     given = walk.inputs(node)
     outputs = list(node.outputs())
     flat = list(_flatten(given))
     if any(isinstance(value, _Number) for value in flat) and not any(isinstance(value, fx.Node) for value in flat):
         tensors = [torch.tensor(value.value) if isinstance(value, _Number) else value for value in given]
-        args, kwargs = _call(target, tensors)
+        args, kwargs = call_arguments(target, tensors)
         walk.put(outputs[0], _Number(target(*args, **kwargs).item()))
         return
     given = _with_numbers(walk, target, given, outputs[0])
-    args, kwargs = _call(target, [walk.argument(value) for value in given])
+    args, kwargs = call_arguments(target, [walk.argument(value) for value in given])
     result = walk.graph.call_function(target, tuple(args), kwargs)
     result.meta = {"module_path": _module_path(node.scopeName()), "source": source_line(node.sourceRange())}
     if len(outputs) == 1:
@@ -217,7 +217,7 @@ def _read_aten(walk: _Import, node: Any) -> None:
         _unpack(walk, outputs, result)
 
 
-def _call(target: OpOverload, given: list[Any]) -> tuple[list[Any], dict[str, Any]]:
+def call_arguments(target: OpOverload, given: list[Any]) -> tuple[list[Any], dict[str, Any]]:
     """Positional and keyword arguments for `target`, from one value for each argument of its schema."""
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
@@ -266,7 +266,8 @@ def _number(value: Any) -> Any:
 
 
 @cache
-def _overload(schema: str) -> OpOverload:
+def overload_of(schema: str) -> OpOverload:
+    """The overload that a TorchScript node with this schema calls."""
     parsed = torch._C.parse_schema(schema)
     packet = getattr(torch.ops.aten, parsed.name.removeprefix("aten::"))
     found: OpOverload = getattr(packet, parsed.overload_name or "default")
