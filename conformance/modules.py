@@ -32,7 +32,8 @@ _NAMES: dict[str, Any] = {
     "Tensor": Tensor,
     **{name: import_module("typing").__dict__[name] for name in ("Optional", "List", "Tuple", "Dict")},
     **{name: getattr(builtins, name) for name in BUILTINS},
-    "__builtins__": {},
+    # Python's own warnings import through the builtins of the code that they are about; checked text can't name it.
+    "__builtins__": {"__import__": builtins.__import__},
 }
 
 

@@ -152,7 +152,7 @@ def test_no_warnings(recwarn: pytest.WarningsRecorder) -> None:
 
 def test_unknown_method() -> None:
     with pytest.raises(
-        CaptureError, match=r"'tracing'; expected one of export, export-strict, trace. Did you mean 'trace'"
+        CaptureError, match=r"'tracing'; expected one of export, export-strict, trace, script. Did you mean 'trace'"
     ):
         capture(nn.Linear(2, 2), image(1, 2), "tracing")
 

@@ -151,7 +151,8 @@ def test_a_module_that_refuses_the_example() -> None:
 
 class NotScriptable(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return (lambda y: y + 1)(x)
+        add = lambda y: y + 1  # noqa: E731
+        return add(x)
 
 
 def test_what_torch_script_refuses_is_a_capture_error() -> None:
