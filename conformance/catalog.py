@@ -30,12 +30,22 @@ def _bundled(table: str) -> Callable[[], dict[str, str]]:
     return lines
 
 
+def _backends() -> dict[str, str]:
+    def line(name: str) -> str:
+        try:
+            return first_line(name)
+        except (ImportError, AttributeError) as error:
+            return f"can't be imported ({error})"
+
+    return {name: line(name) for name in names()}
+
+
 CATALOGS: Mapping[str, Callable[[], dict[str, str]]] = {
     "ops": _bundled("ops"),
     "observers": _bundled("observers"),
     "modes": _bundled("modes"),
     "qconfigs": _bundled("qconfigs"),
-    "backends": lambda: {name: first_line(name) for name in names()},
+    "backends": _backends,
     "checks": _checks,
     "formats": lambda: {name: _first(import_module(module).__doc__) for name, (module, _) in FORMATS.items()},
 }

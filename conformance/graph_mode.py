@@ -13,6 +13,7 @@ from conformance.backend import Task
 from conformance.backends import qlib as bundled
 from conformance.checks import judge
 from conformance.engine import count, fresh, observe
+from conformance.errors import UsageError
 from conformance.record import Finding, Outcome
 from conformance.spec import Accuracy, ModeExpect
 
@@ -46,6 +47,8 @@ def check_graph_mode_op(  # noqa: PLR0913, PLR0917  (the signature of the helper
     module = copy.deepcopy(module)
     module = module.eval() if eval_mode else module
     calls = [(inputs,)] if isinstance(inputs, Tensor) else [tuple(call) for call in inputs]
+    if not calls:
+        raise UsageError("inputs: expected one call or more, found none: give a list of tuples of tensors")
     batches = tuple(fresh(call) for call in calls)
     mode, method = "dynamic" if dynamic else "static", "trace" if tracing else "export"
     task = Task(copy.deepcopy(module), fresh(batches[0]), batches, mode, method)

@@ -12,7 +12,7 @@ import pytest
 from conformance.backends import open_backend
 from conformance.backends.qlib import vocabulary
 from conformance.case import Case, expand, item_name, select
-from conformance.errors import ConformanceError, SpecError
+from conformance.errors import ConformanceError, SpecError, UsageError
 from conformance.known import apply, known_for
 from conformance.load import load
 from conformance.record import Record, Verdict
@@ -64,6 +64,11 @@ def pytest_configure(config: pytest.Config) -> None:
     for line in ("capture_export", "capture_trace", "capture_script"):
         config.addinivalue_line("markers", f"{line}: a conformance case captured in this way")
     config.addinivalue_line("markers", "conformance(suite): a conformance case; the argument is its suite")
+    for backend in config.getoption("--backend") or ():
+        try:
+            open_backend(backend)
+        except UsageError as error:
+            raise pytest.UsageError(str(error)) from error
     path = config.getoption("--conformance-results")
     if path and not hasattr(config, "workerinput"):
         config.pluginmanager.register(_Recorder(Path(path), config), "conformance-recorder")
@@ -103,7 +108,11 @@ class SpecFile(pytest.File):
         modes = self.config.getoption("--mode") or []
         for backend in self.config.getoption("--backend") or ["qlib"]:
             for case in select(cases, modes=modes):
-                yield CaseItem.from_parent(self, name=item_name(case, backend), case=case, backend=backend)
+                name = item_name(case, backend)
+                # Given as text, so that pytest reads the brackets as it will when it comes back to it for --lf.
+                yield CaseItem.from_parent(
+                    self, name=name, nodeid=f"{self.nodeid}::{name}", case=case, backend=backend
+                )
 
 
 class CaseFailure(Exception):  # noqa: N818  (what pytest calls it)

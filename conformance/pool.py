@@ -23,6 +23,8 @@ from conformance.record import Record, Verdict, subject_of
 
 # Importing torch on a busy machine, and then a backend's own packages.
 HELLO_SECONDS = 120.0
+# From the end of a process's output to its own.
+GRACE_SECONDS = 2.0
 TAIL = 4000
 
 
@@ -53,13 +55,18 @@ class Worker:
             self.process.stdin.flush()
         try:
             answer = self._read(start + seconds)
+            if answer is not None and "record" in answer:
+                return Record.from_json(answer["record"])
         except TimeoutError:
             self.stop()
             return self._lost(case, Verdict.TIMEOUT, f"no answer within {seconds:g} s", time.monotonic() - start)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            # What it says next may belong to any case, so that it can't be asked again.
+            self.stop()
+            what = f"the worker did not keep to its protocol ({type(error).__name__}: {error})"
+            return self._lost(case, Verdict.ERROR, what, time.monotonic() - start)
         if answer is None:
             return self._lost(case, Verdict.CRASH, self._death(), time.monotonic() - start)
-        if "record" in answer:
-            return Record.from_json(answer["record"])
         return self._lost(case, Verdict.ERROR, str(answer.get("trouble", answer)), time.monotonic() - start)
 
     def greet(self) -> None:
@@ -67,13 +74,14 @@ class Worker:
         try:
             answer = self._read(time.monotonic() + HELLO_SECONDS)
         except TimeoutError:
-            self.stop()
             answer = {"trouble": f"no hello within {HELLO_SECONDS:g} s"}
-        if answer is None or "hello" not in answer:
-            said = (
-                answer["trouble"] if answer else f"the worker ended before its hello: {self._death()}\n{self._tail()}"
-            )
-            raise EnvironmentTrouble(f"backend {self.backend!r}: {said}")
+        except ValueError as error:
+            answer = {"trouble": f"the worker did not keep to its protocol ({error})"}
+        if answer is None:
+            answer = {"trouble": f"the worker ended before its hello: {self._death()}\n{self._tail()}"}
+        if "hello" not in answer:
+            self.stop()
+            raise EnvironmentTrouble(f"backend {self.backend!r}: {answer.get('trouble', answer)}")
 
     @property
     def alive(self) -> bool:
@@ -87,7 +95,7 @@ class Worker:
         self.process.wait()
 
     def _read(self, deadline: float) -> dict[str, Any] | None:
-        """The next message; None where the process ended. Raises TimeoutError at the deadline."""
+        """The next message; None where there will be none. Raises TimeoutError at the deadline, ValueError for garbage."""
         assert self.process.stdout is not None
         descriptor = self.process.stdout.fileno()
         while b"\n" not in self.unread:
@@ -99,12 +107,18 @@ class Worker:
                 return None
             self.unread += chunk
         line, _, self.unread = self.unread.partition(b"\n")
-        message = json.loads(line)
-        assert isinstance(message, dict)
-        return message
+        with suppress(ValueError):
+            message = json.loads(line)
+            if isinstance(message, dict):
+                return message
+        raise ValueError(f"expected a message in JSON, found {line[:TAIL]!r}")
 
     def _death(self) -> str:
-        code = self.process.wait()
+        try:
+            code = self.process.wait(timeout=GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.stop()
+            return "closed its output and did not end"
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
 
     def _tail(self) -> str:
@@ -125,8 +139,8 @@ class Worker:
         )
 
 
-def start(backend: str, options: Sequence[str] = ()) -> Worker:
-    """Start a worker for `backend` and wait for its hello; raises EnvironmentTrouble where that does not come."""
+def launch(backend: str, options: Sequence[str] = ()) -> Worker:
+    """Start a worker for `backend`, which has still to greet."""
     stderr = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the worker)
     process = subprocess.Popen(
         [sys.executable, "-m", "conformance.worker", backend, *options],
@@ -135,60 +149,78 @@ def start(backend: str, options: Sequence[str] = ()) -> Worker:
         stderr=stderr,
         start_new_session=True,
     )
-    worker = Worker(backend, process, stderr)
+    return Worker(backend, process, stderr)
+
+
+def start(backend: str, options: Sequence[str] = ()) -> Worker:
+    """Start a worker for `backend` and wait for its hello; raises EnvironmentTrouble where that does not come."""
+    worker = launch(backend, options)
     worker.greet()
     return worker
+
+
+@dataclass
+class Seat:
+    """The place of one thread, and the worker that it has at the moment."""
+
+    worker: Worker | None = None
+
+    def clear(self) -> None:
+        """Stop the worker, if there is one."""
+        if self.worker is not None:
+            self.worker.stop()
+
+
+@dataclass(frozen=True)
+class Shift:
+    """What the threads of one run share: the jobs that wait, the results, and the sign to stop."""
+
+    seconds: float
+    options: tuple[str, ...]
+    waiting: queue.Queue[Job] = field(default_factory=queue.Queue)
+    done: queue.Queue[Record | BaseException] = field(default_factory=queue.Queue)
+    stopping: threading.Event = field(default_factory=threading.Event)
 
 
 def run_jobs(jobs: Sequence[Job], workers: int, seconds: float, options: Sequence[str] = ()) -> Iterator[Record]:
     """Run the jobs on so many workers at once and yield the records as they come; `seconds` is each case's deadline.
 
-    A case's own `timeout` goes before `seconds`. Raises EnvironmentTrouble where a backend can't be opened.
+    A case's own `timeout` goes before `seconds`. Raises EnvironmentTrouble where a backend can't be opened. No worker
+    outlives the iteration, be it left early.
     """
-    waiting: queue.Queue[Job] = queue.Queue()
+    shift = Shift(seconds, tuple(options))
     for job in jobs:
-        waiting.put(job)
-    done: queue.Queue[Record | BaseException] = queue.Queue()
-    stopping = threading.Event()
-    threads = [
-        threading.Thread(target=_work, args=(waiting, done, stopping, seconds, tuple(options)), daemon=True)
-        for _ in range(max(1, min(workers, len(jobs))))
-    ]
+        shift.waiting.put(job)
+    seats = [Seat() for _ in range(max(1, min(workers, len(jobs))))]
+    threads = [threading.Thread(target=_work, args=(shift, seat), daemon=True) for seat in seats]
     for thread in threads:
         thread.start()
     try:
         for _ in jobs:
-            result = done.get()
+            result = shift.done.get()
             if isinstance(result, BaseException):
                 raise result
             yield result
     finally:
-        stopping.set()
-        for thread in threads:
+        shift.stopping.set()
+        for thread, seat in zip(threads, seats, strict=True):
+            seat.clear()
             thread.join(timeout=5.0)
 
 
-def _work(
-    waiting: queue.Queue[Job],
-    done: queue.Queue[Record | BaseException],
-    stopping: threading.Event,
-    seconds: float,
-    options: tuple[str, ...],
-) -> None:
+def _work(shift: Shift, seat: Seat) -> None:
     """One thread, one worker process at a time: take jobs until there are none."""
-    worker: Worker | None = None
     try:
-        while not stopping.is_set():
-            job = waiting.get_nowait()
-            if worker is None or worker.backend != job.backend or not worker.alive:
-                if worker is not None:
-                    worker.stop()
-                worker = start(job.backend, options)
-            done.put(worker.ask(job.case, job.case.timeout or seconds))
+        while not shift.stopping.is_set():
+            job = shift.waiting.get_nowait()
+            if seat.worker is None or seat.worker.backend != job.backend or not seat.worker.alive:
+                seat.clear()
+                seat.worker = launch(job.backend, shift.options)
+                seat.worker.greet()
+            shift.done.put(seat.worker.ask(job.case, job.case.timeout or shift.seconds))
     except queue.Empty:
         pass
     except BaseException as error:
-        done.put(error)
+        shift.done.put(error)
     finally:
-        if worker is not None:
-            worker.stop()
+        seat.clear()

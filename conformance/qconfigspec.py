@@ -77,6 +77,9 @@ class QSpecModel(BaseModel):
     )
     scale: Number | None = Field(None, gt=0, description="The step between integers; only with `observer: fixed`.")
     zero_point: Integer | None = Field(None, description="The integer for 0.0; only with `observer: fixed`.")
+    group_size: Integer | None = Field(
+        None, ge=0, description="Elements of a row that share a scale; 0 for whole rows, with `observer: runtime` only."
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> QSpecModel:
@@ -90,6 +93,10 @@ class QSpecModel(BaseModel):
                 raise misplaced(f"{key!r} goes with `observer: fixed` and only with it, found {self.observer!r}", key)
         if self.zero_point is not None and not qmin <= self.zero_point <= qmax:
             raise misplaced(f"expected a zero point in [{qmin}, {qmax}], found {self.zero_point}", "zero_point")
+        if self.group_size is not None and self.axis is not None:
+            raise misplaced("'group_size' and 'axis' exclude each other: keep one", "group_size")
+        if self.group_size is not None and (self.group_size == 0) != (self.observer == "runtime"):
+            raise misplaced("group size 0 goes with `observer: runtime`, others with other observers", "group_size")
         return self
 
 

@@ -52,10 +52,11 @@ def execute(
         started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
     expected = {backend: known(backend) for backend in plan.backends}
+    coming = _records(plan)  # before the file is touched: a misspelt backend must not cost the last run's results
     records = []
     with writing(path) as writer:
         writer.head(run)
-        for found in _records(plan):
+        for found in coming:
             record = apply(found, expected[found.backend])
             writer.append(record)
             records.append(record)

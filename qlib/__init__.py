@@ -29,6 +29,7 @@ _HOMES = {
     "calibrate": "quantize",
     "convert": "passes.convert",
     "lower": "passes.lower",
+    "reference": "passes.reference",
     "quantize_model": "quantize",
     "Quantized": "quantize",
     "MODES": "quantize",

@@ -23,6 +23,7 @@ STORAGE: dict[DType, torch.dtype] = {
     DType.INT32: torch.int32,
     DType.UINT4: torch.uint8,
     DType.INT4: torch.int8,
+    DType.FLOAT16: torch.float16,
 }
 
 # The least scale: a product of two scales and its quotient by a third must stay a normal float32.
@@ -52,22 +53,30 @@ def broadcast(values: Tensor, axis: int | None, ndim: int) -> Tensor:
     return values.reshape(shape)
 
 
+def along(values: Tensor, qparams: QParams, like: Tensor) -> Tensor:
+    """Shape scales or zero points of `qparams` so that each meets the elements of `like` that it belongs to."""
+    if qparams.group_size is None:
+        return broadcast(values, qparams.axis, like.dim())
+    return values.repeat_interleave(qparams.group_size, -1)[..., : like.shape[-1]]
+
+
 def quantize(x: Tensor, qparams: QParams) -> Tensor:
     """Quantize a float tensor: ``clamp(round_half_even(x / scale) + zero_point, qmin, qmax)``.
 
     Returns integers of the storage type of ``qparams.dtype`` in the shape of `x`. Infinities saturate, NaN becomes
-    `qmin`.
+    `qmin`. For float16 the conversion itself rounds, to the nearest even number that the type has.
     """
     x = x if x.dtype == torch.float64 else x.to(torch.float32)
-    scale = broadcast(qparams.scale, qparams.axis, x.dim()).to(x.dtype)
-    zero_point = broadcast(qparams.zero_point, qparams.axis, x.dim())
-    return saturate(round_half_even(x / scale) + zero_point, qparams.qmin, qparams.qmax, STORAGE[qparams.dtype])
+    steps = x / along(qparams.scale, qparams, x).to(x.dtype)
+    rounded = steps if qparams.dtype is DType.FLOAT16 else round_half_even(steps)
+    zero_point = along(qparams.zero_point, qparams, x)
+    return saturate(rounded + zero_point, qparams.qmin, qparams.qmax, STORAGE[qparams.dtype])
 
 
 def dequantize(q: Tensor, qparams: QParams, dtype: torch.dtype = torch.float32) -> Tensor:
     """The real numbers that integers stand for, ``scale * (q - zero_point)``, computed in the float type `dtype`."""
-    scale = broadcast(qparams.scale, qparams.axis, q.dim()).to(dtype)
-    zero_point = broadcast(qparams.zero_point, qparams.axis, q.dim()).to(dtype)
+    scale = along(qparams.scale, qparams, q).to(dtype)
+    zero_point = along(qparams.zero_point, qparams, q).to(dtype)
     return (q.to(dtype) - zero_point) * scale
 
 
@@ -81,9 +90,10 @@ def requantize(
 def qparams_from_range(low: Tensor, high: Tensor, spec: QSpec) -> QParams:
     """The `QParams` that cover the real numbers from `low` to `high`, zero always included.
 
-    `low` and `high` are 0-dimensional, or 1-dimensional for one range per channel. A range that is only zero gets
-    scale 1, so that it is stored exactly. Symmetric specs cover ``[-a, a]`` with ``a = max(|low|, |high|)`` and keep
-    the zero point at the middle of the range. Raises CalibrationError where a bound is infinite or not a number.
+    `low` and `high` are 0-dimensional, 1-dimensional for one range per channel, or have one entry per group. A range
+    that is only zero gets scale 1, so that it is stored exactly. Symmetric specs cover ``[-a, a]`` with
+    ``a = max(|low|, |high|)`` and keep the zero point at the middle of the range. Raises CalibrationError where a bound
+    is infinite or not a number.
     """
     if not bool(torch.isfinite(low).all() & torch.isfinite(high).all()):
         raise CalibrationError(
@@ -103,7 +113,7 @@ def qparams_from_range(low: Tensor, high: Tensor, spec: QSpec) -> QParams:
     scale = torch.where(scale == 0.0, 1.0, scale.clamp(MIN_SCALE)).to(torch.float32)
     if not spec.symmetric:
         zero_point = (zero_point - round_half_even(low / scale.to(torch.float64))).clamp(qmin, qmax)
-    return QParams(scale, zero_point.to(torch.int32), qmin, qmax, spec.dtype, spec.axis)
+    return QParams(scale, zero_point.to(torch.int32), qmin, qmax, spec.dtype, spec.axis, spec.group_size)
 
 
 def qparams_of_tensor(x: Tensor, spec: QSpec) -> QParams:
@@ -113,6 +123,18 @@ def qparams_of_tensor(x: Tensor, spec: QSpec) -> QParams:
         return qparams_from_range(zero, zero, spec)
     low, high = torch.aminmax(x.detach())
     return qparams_from_range(low, high, spec)
+
+
+def qparams_of_rows(x: Tensor, spec: QSpec) -> QParams:
+    """The `QParams` of each row of `x` (its last dimension), in the shape of `x` with a last dimension of one.
+
+    They lie beside the elements that they belong to, so that the result has neither axis nor group size.
+    """
+    x = x.detach()
+    if x.shape[-1] == 0:
+        x = x.new_zeros((*x.shape[:-1], 1))
+    found = qparams_from_range(x.amin(-1, keepdim=True), x.amax(-1, keepdim=True), spec)
+    return QParams(found.scale, found.zero_point, found.qmin, found.qmax, found.dtype)
 
 
 def widen_weight_scale(weight_scale: Tensor, input_scale: Tensor, bias: Tensor) -> Tensor:

@@ -10,9 +10,14 @@ from torch.utils import _pytree as pytree
 
 from qlib.graph import op_name
 from qlib.kernels import KERNELS
-from qlib.ops import BY_HEAD, Op
+from qlib.ops import BY_HEAD, OPS, Op, When
+from qlib.rewrite import DEQUANTIZE
 
-_TO_FLOAT = frozenset({"qlib::dequantize_per_tensor", "qlib::dequantize_per_channel", "qlib::choose_qparams"})
+# Library operators whose results are real numbers, or parameters.
+_TO_FLOAT = frozenset(
+    {*DEQUANTIZE, "qlib::choose_qparams", "qlib::choose_qparams_per_token"}
+    | {f"qlib::{op.short_name}" for op in OPS.values() if op.when is not When.STATIC}
+)
 
 
 def sequence(model: fx.GraphModule) -> tuple[str, ...]:
@@ -24,7 +29,7 @@ def sequence(model: fx.GraphModule) -> tuple[str, ...]:
     integers: set[fx.Node] = set()
     for node in model.graph.nodes:
         name = _canonical(node, integers)
-        if name.startswith("quantized::") and op_name(node) not in _TO_FLOAT and not name.endswith("_dynamic"):
+        if name.startswith("quantized::") and op_name(node) not in _TO_FLOAT:
             integers.add(node)
         if name and op_name(node) != "getitem":
             names.append(name)

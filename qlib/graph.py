@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
+from torch._ops import OpOverload
 from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.node import Argument
 
@@ -53,7 +53,7 @@ def op_name(node: fx.Node) -> str:
     """`aten::linear` for a call of any overload of it, `getitem` for Python's, and an empty string for other nodes."""
     if node.op != "call_function":
         return ""
-    if isinstance(node.target, torch._ops.OpOverload):
+    if isinstance(node.target, OpOverload):
         return str(node.target._schema.name)
     return "getitem" if node.target is operator.getitem else ""
 
@@ -101,6 +101,11 @@ def get_attr(graph: fx.Graph, target: str) -> fx.Node:
     node = graph.create_node("get_attr", target)
     node.meta = {"module_path": target.rpartition(".")[0]}
     return node
+
+
+def become(node: fx.Node, target: OpOverload, *args: Any) -> None:
+    """Turn a node into a call of another operator with the same result."""
+    node.target, node.args, node.kwargs = target, args, {}
 
 
 def finish(model: fx.GraphModule) -> None:

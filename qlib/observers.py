@@ -13,8 +13,20 @@ from qlib.errors import CalibrationError, QConfigError
 from qlib.qparams import QParams, QSpec
 
 
-def _channel_range(x: Tensor, axis: int | None) -> tuple[Tensor, Tensor]:
-    """Least and greatest value of the whole tensor, or of each index along `axis`."""
+def _group_range(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Least and greatest value of each `size` elements of the last dimension; the last group may be shorter.
+
+    What it lacks is filled up with zeros, which every range includes.
+    """
+    groups = torch.nn.functional.pad(x, (0, -x.shape[-1] % size)).unflatten(-1, (-1, size))
+    return groups.amin(-1), groups.amax(-1)
+
+
+def _range(x: Tensor, spec: QSpec) -> tuple[Tensor, Tensor]:
+    """Least and greatest value of the whole tensor, of each index along the spec's axis, or of each group."""
+    axis = spec.axis
+    if spec.group_size is not None:
+        return _group_range(x, spec.group_size)
     if axis is None:
         return torch.aminmax(x)
     if not -x.dim() <= axis < x.dim():
@@ -24,7 +36,7 @@ def _channel_range(x: Tensor, axis: int | None) -> tuple[Tensor, Tensor]:
 
 
 class MinMaxObserver(nn.Module):
-    """The least and the greatest value of all the data seen; with `QSpec.axis` one range for each channel.
+    """The least and the greatest value of all the data seen; with `QSpec.axis` or `group_size` one range for each.
 
     Empty tensors are passed over; where nothing else was seen the range is {0}. Raises CalibrationError for data with
     infinity or NaN, when the parameters are asked for.
@@ -46,7 +58,7 @@ class MinMaxObserver(nn.Module):
         """Take note of `x` and return it unchanged."""
         self.calls += 1
         if x.numel():
-            low, high = _channel_range(x.detach().to(torch.float32), self.spec.axis)
+            low, high = _range(x.detach().to(torch.float32), self.spec)
             self.low, self.high = (low, high) if self.batches == 0 else self.merge(low, high)
             self.batches += 1
         return x
@@ -90,8 +102,10 @@ class HistogramObserver(nn.Module):
 
     def __init__(self, spec: QSpec) -> None:
         super().__init__()
-        if spec.axis is not None:
-            raise QConfigError("expected a QSpec without axis for the histogram observer: use min_max per channel")
+        if spec.axis is not None or spec.group_size is not None:
+            raise QConfigError(
+                "expected a QSpec without axis and groups for the histogram observer: use min_max per channel"
+            )
         self.spec = spec
         self.register_buffer("low", torch.zeros(()))
         self.register_buffer("high", torch.zeros(()))

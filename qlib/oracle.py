@@ -114,12 +114,21 @@ def _explain(
     if node.target is torch.ops.qlib.quantize_per_tensor.default:
         return _rounding(node, look(node.args[0]), given)  # type: ignore[arg-type]
     value = call(node, lambda n: look(n).value)
-    size = call(node, lambda n: look(n).size)
+    size = _bound(node, lambda n: look(n).size)
     # A list of tensors that a kernel made holds integers; its items are judged where they are rounded.
     if node.name not in given or (by_kernel and not isinstance(value, Tensor)):
         return _Exact(value, _larger(value, size)), None
     step = Step(node.name, _name(node), value, given[node.name], _larger(value, size)) if by_kernel else None
     return _double(given[node.name]), step
+
+
+def _bound(node: fx.Node, look: Look) -> Value:
+    """The operator on absolute values; the terms of a difference are bounded by a sum."""
+    if node.target is torch.ops.aten.sub.Tensor:
+        terms: tuple[Any, ...] = node.args
+        left, right = (look(term) if isinstance(term, fx.Node) else abs(term) for term in terms)
+        return left + right
+    return call(node, look)
 
 
 def _larger(value: Value, size: Value) -> Value:
@@ -157,6 +166,15 @@ def _dequantized(node: fx.Node, look: Look) -> _Exact:
     return _Exact(value, value.abs())
 
 
+def _dequantized_by_group(node: fx.Node, look: Look) -> _Exact:
+    """As `_dequantized`, with one scale for each group of elements of the last dimension."""
+    arguments: tuple[Any, ...] = node.args
+    q, scale, zero_point = (look(a) for a in arguments[:3])
+    index = torch.arange(q.shape[-1]) // int(arguments[3])
+    value = (q.double() - zero_point[..., index]) * scale[..., index]
+    return _Exact(value, value.abs())
+
+
 def _at_run_time(node: fx.Node, look: Look) -> _Exact:
     """Parameters chosen at run time follow from the float32 tensor that the kernel saw."""
 
@@ -174,6 +192,10 @@ _ALONE: dict[Any, Callable[[fx.Node, Look], _Exact]] = {
     _OPS.dequantize_per_tensor.default: _dequantized,
     _OPS.dequantize_per_tensor.tensor: _dequantized,
     _OPS.dequantize_per_channel.default: _dequantized,
+    _OPS.dequantize_per_token.default: _dequantized,
+    _OPS.dequantize_per_group.default: _dequantized_by_group,
     _OPS.choose_qparams.default: _at_run_time,
+    _OPS.choose_qparams_per_token.default: _at_run_time,
+    _OPS.quantize_per_token.default: _at_run_time,
     _OPS.quantize_per_tensor.tensor: _at_run_time,
 }

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-from qlib.qparams import DType, QSpec
+from qlib.qparams import ROW, DType, QSpec
 
 RUNTIME = "runtime"
 
@@ -20,6 +20,7 @@ _INT8 = QSpec(DType.INT8)
 class QConfig:
     """How one module's tensors are quantized.
 
+    Without an activation only weights are stored in few bits, and all else stays in float.
     `activation` describes its inputs, `weight` its weights, `output` its results. A missing `output` is the same as
     `activation`, unless the activation is quantized at run time: then results stay in float.
     """
@@ -48,6 +49,15 @@ PRESETS: Mapping[str, QConfig] = MappingProxyType(
         "reduced_range": QConfig(QSpec(DType.UINT8, qmin=0, qmax=127), _PER_CHANNEL),
         "int4_weight": QConfig(_UINT8, QSpec(DType.INT4, symmetric=True, axis=0)),
         "int16": QConfig(QSpec(DType.INT16, symmetric=True), _PER_CHANNEL),
+        "per_token": QConfig(QSpec(DType.UINT8, group_size=ROW, observer=RUNTIME), _PER_CHANNEL),
+        "per_token_symmetric": QConfig(
+            QSpec(DType.INT8, symmetric=True, group_size=ROW, observer=RUNTIME), _PER_CHANNEL
+        ),
+        "weight_only_int8": QConfig(None, _PER_CHANNEL),
+        "weight_only_int4": QConfig(None, QSpec(DType.INT4, symmetric=True, group_size=32)),
+        "embedding_byte": QConfig(None, QSpec(DType.UINT8, axis=0)),
+        "embedding_4bit": QConfig(None, QSpec(DType.UINT4, axis=0)),
+        "fp16": QConfig(None, QSpec(DType.FLOAT16, observer="fixed", scale=1.0)),
     }
 )
 

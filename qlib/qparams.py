@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
 
 class DType(StrEnum):
-    """Integer types by name; the 4-bit types are stored in a byte and differ in their range only."""
+    """Types by name; the 4-bit types are stored in a byte and differ in their range only.
+
+    `float16` is for weights that are rounded to half precision: its one step is 1 and its values need not be integers.
+    """
 
     UINT8 = "uint8"
     INT8 = "int8"
@@ -19,6 +22,7 @@ class DType(StrEnum):
     INT32 = "int32"
     UINT4 = "uint4"
     INT4 = "int4"
+    FLOAT16 = "float16"
 
 
 class RangeFrom(StrEnum):
@@ -36,7 +40,11 @@ RANGES: dict[DType, tuple[int, int]] = {
     DType.INT32: (-(2**31), 2**31 - 1),
     DType.UINT4: (0, 15),
     DType.INT4: (-8, 7),
+    DType.FLOAT16: (-65504, 65504),
 }
+
+# The group size that stands for a whole row, however long it is.
+ROW = 0
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,8 @@ class QParams:
     """The map between stored integers and real numbers: ``real = scale * (stored - zero_point)``.
 
     `scale` (float32 values) and `zero_point` (int32 values) are 0-dimensional tensors, or 1-dimensional with one entry
-    for each index along `axis`. Stored values lie in ``[qmin, qmax]`` and are kept in a tensor of `dtype`.
+    for each index along `axis`, or have the tensor's shape with one entry for each `group_size` elements of the last
+    dimension. Stored values lie in ``[qmin, qmax]`` and are kept in a tensor of `dtype`.
     """
 
     scale: Tensor
@@ -53,6 +62,7 @@ class QParams:
     qmax: int
     dtype: DType
     axis: int | None = None
+    group_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +70,9 @@ class QSpec:
     """The description that one tensor's `QParams` are computed from.
 
     `qmin` and `qmax` default to the whole range of `dtype`, or to a range that is symmetric about zero where
-    `symmetric` asks for zero point = 0 on a signed type. `axis` asks for one scale per index along that axis.
+    `symmetric` asks for zero point = 0 on a signed type. `axis` asks for one scale per index along that axis,
+    `group_size` for one per so many elements along the last dimension: of weights by their number, of tensors that are
+    quantized at run time by `ROW`, a whole row (each token of a sequence, say).
     `observer` names an entry of `qlib.observers.OBSERVERS`. `scale` and `zero_point` are given for the fixed observer
     only. Raises ValueError for a range that the dtype can't hold or that is empty, and for contradictory fields.
     """
@@ -73,6 +85,7 @@ class QSpec:
     observer: str = "min_max"
     scale: float | None = None
     zero_point: int | None = None
+    group_size: int | None = None
 
     def __post_init__(self) -> None:
         """Check the fields against each other, so that every later step may trust them."""
@@ -88,6 +101,13 @@ class QSpec:
             raise ValueError(f"a scale is a positive finite number, found {self.scale}")
         if self.zero_point is not None and not qmin <= self.zero_point <= qmax:
             raise ValueError(f"the zero point {self.zero_point} lies outside [{qmin}, {qmax}]")
+        if self.group_size is not None and (self.group_size < 0 or self.axis is not None):
+            raise ValueError(f"a group size is at least 0 and stands without an axis, found {self.group_size}")
+        if self.group_size is not None and (self.group_size == ROW) != (self.observer == "runtime"):
+            raise ValueError(
+                f"group size {ROW} (rows) goes with the observer 'runtime' and only with it, "
+                f"found {self.group_size} with {self.observer!r}"
+            )
 
     @property
     def range(self) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from torch import fx
 from qlib.graph import nodes_in, op_name
 from qlib.ops import BY_HEAD, Op
 
-DEQUANTIZE = frozenset({"qlib::dequantize_per_tensor", "qlib::dequantize_per_channel"})
+DEQUANTIZE = frozenset({f"qlib::dequantize_per_{part}" for part in ("tensor", "channel", "token", "group")})
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,12 @@ class Match:
     def tail(self) -> fx.Node:
         """The last node, whose value is the operator's result."""
         return self.nodes[-1]
+
+    @property
+    def weight_axis(self) -> int | None:
+        """The axis of the weight along which each index may have a scale, None where its channels are shared."""
+        shared = self.op.groups is not None and self.head.args[self.op.groups] != 1
+        return None if shared else self.op.weight_axis
 
     @property
     def operands(self) -> tuple[fx.Node, ...]:
@@ -62,8 +68,10 @@ def _chain(head: fx.Node, names: tuple[str, ...]) -> tuple[fx.Node, ...]:
 
 
 def _arguments_fit(op: Op, node: fx.Node) -> bool:
-    """Operands are tensors, parameters constant tensors or None, everything else plain values."""
-    if not set(node.kwargs) <= set(op.keywords) or len(node.args) <= max(op.operands):
+    """Operands are tensors, parameters constant tensors or None, others anything, everything else plain values."""
+    if not set(node.kwargs) <= set(op.keywords) or len(node.args) <= max(op.operands, default=-1):
+        return False
+    if op.overload and getattr(node.target, "_overloadname", "") != op.overload:
         return False
     for position, argument in enumerate(node.args):
         nodes = list(nodes_in(argument))
@@ -72,10 +80,12 @@ def _arguments_fit(op: Op, node: fx.Node) -> bool:
         elif position in op.parameters:
             fits = all(is_constant(item) for item in nodes)
         else:
-            fits = not nodes
+            fits = not nodes or position in op.others
         if not fits:
             return False
     if any(node.args[position] is None for position in op.required):
+        return False
+    if op.none_at is not None and node.args[op.none_at] is not None:
         return False
     return op.zero_at is None or len(node.args) <= op.zero_at or node.args[op.zero_at] in (0, None)
 

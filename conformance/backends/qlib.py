@@ -77,6 +77,8 @@ def describe(qconfig: QConfig) -> str:
         if spec is None:
             return "float"
         shape = "per tensor" if spec.axis is None else "per channel"
+        if spec.group_size is not None:
+            shape = f"per group of {spec.group_size}" if spec.group_size else "per row"
         return f"{spec.dtype} {list(spec.range)} {'symmetric' if spec.symmetric else 'affine'} {shape} {spec.observer}"
 
     return f"activations {text(qconfig.activation)}; weights {text(qconfig.weight)}"

@@ -16,7 +16,9 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 
+from qlib.frontends.reductions import REDUCTIONS
 from qlib.frontends.views import permutation
+from qlib.graph import become
 
 _aten = torch.ops.aten
 Rewrite = Callable[[fx.Node], None]
@@ -110,11 +112,6 @@ def _has_effect(node: fx.Node) -> bool:
 # ----------------------------------------------------------------------------------------------------------- rewriting
 
 
-def _become(node: fx.Node, target: OpOverload, *args: Any) -> None:
-    """Turn a node into a call of another operator with the same result."""
-    node.target, node.args, node.kwargs = target, args, {}
-
-
 def _vanish(node: fx.Node) -> None:
     """Put the first argument in the place of a node."""
     source = node.args[0]
@@ -143,24 +140,24 @@ def _creation_arguments(node: fx.Node) -> None:
 
 
 def _reshape(node: fx.Node) -> None:
-    _become(node, _aten.reshape.default, node.args[0], node.args[1])
+    become(node, _aten.reshape.default, node.args[0], node.args[1])
 
 
 def _reshape_like(node: fx.Node) -> None:
-    _become(node, _aten.reshape.default, node.args[0], _shape(node))
+    become(node, _aten.reshape.default, node.args[0], _shape(node))
 
 
 def _expand_like(node: fx.Node) -> None:
-    _become(node, _aten.expand.default, node.args[0], _shape(node))
+    become(node, _aten.expand.default, node.args[0], _shape(node))
 
 
 def _permute(node: fx.Node) -> None:
     order = permutation(node.target, len(_shape(_source(node))), node.args[1:])  # type: ignore[arg-type]
-    _become(node, _aten.permute.default, node.args[0], order)
+    become(node, _aten.permute.default, node.args[0], order)
 
 
 def _transpose(node: fx.Node) -> None:
-    _become(node, _aten.transpose.int, *node.args)
+    become(node, _aten.transpose.int, *node.args)
 
 
 def _transpose_last(node: fx.Node) -> None:
@@ -168,7 +165,7 @@ def _transpose_last(node: fx.Node) -> None:
     if dims < 2:
         _vanish(node)
     else:
-        _become(node, _aten.transpose.int, node.args[0], dims - 2, dims - 1)
+        become(node, _aten.transpose.int, node.args[0], dims - 2, dims - 1)
 
 
 def _scatter_all(node: fx.Node) -> None:
@@ -182,7 +179,7 @@ def _scatter_all(node: fx.Node) -> None:
 def _narrow(node: fx.Node) -> None:
     source, dim, start, length = node.args
     first = start % max(_shape(source)[dim], 1)  # type: ignore[operator, index]
-    _become(node, _aten.slice.Tensor, source, dim, first, first + length, 1)  # type: ignore[operator]
+    become(node, _aten.slice.Tensor, source, dim, first, first + length, 1)  # type: ignore[operator]
 
 
 def _slice(node: fx.Node) -> None:
@@ -192,7 +189,7 @@ def _slice(node: fx.Node) -> None:
     if _shape(source) == _shape(node) and bounds[2] == 1:
         _vanish(node)
     else:
-        _become(node, _aten.slice.Tensor, source, dim, *bounds)
+        become(node, _aten.slice.Tensor, source, dim, *bounds)
 
 
 def _memory_format(node: fx.Node) -> None:
@@ -207,7 +204,7 @@ def _convert(node: fx.Node) -> None:
     if _source(node).meta["dtype"] == node.meta["dtype"]:
         _vanish(node)
     else:
-        _become(node, _aten.to.dtype, node.args[0], node.meta["dtype"], False, False, None)
+        become(node, _aten.to.dtype, node.args[0], node.meta["dtype"], False, False, None)
 
 
 def _dropout(node: fx.Node) -> None:
@@ -226,9 +223,9 @@ def _convolution(node: fx.Node) -> None:
         _full_length(value, dims) for value in (stride, padding, dilation, output_padding)
     )
     if transposed:
-        _become(node, _TRANSPOSED[dims - 1], x, weight, bias, stride, padding, output_padding, groups, dilation)
+        become(node, _TRANSPOSED[dims - 1], x, weight, bias, stride, padding, output_padding, groups, dilation)
     else:
-        _become(node, _CONVOLUTIONS[dims - 1], x, weight, bias, stride, padding, dilation, groups)
+        become(node, _CONVOLUTIONS[dims - 1], x, weight, bias, stride, padding, dilation, groups)
     _unbatched(node)
 
 
@@ -261,7 +258,7 @@ def _named_padding(node: fx.Node) -> None:
         with node.graph.inserting_before(node):
             x = node.graph.call_function(_aten.constant_pad_nd.default, (x, pad, 0))
         x.meta = {**node.meta, "shape": tuple(shape)}
-    _become(node, _CONVOLUTIONS[dims - 1], x, weight, bias, stride, sides, dilation, groups)
+    become(node, _CONVOLUTIONS[dims - 1], x, weight, bias, stride, sides, dilation, groups)
     _unbatched(node)
 
 
@@ -273,11 +270,11 @@ def _pad(node: fx.Node) -> None:
     x, pad, mode, value = node.args
     dims = len(pad) // 2  # type: ignore[arg-type]
     if mode == "constant":
-        _become(node, _aten.constant_pad_nd.default, x, pad, 0 if value is None else value)
+        become(node, _aten.constant_pad_nd.default, x, pad, 0 if value is None else value)
     elif mode == "reflect":
-        _become(node, _REFLECTIONS[dims - 1], x, pad)
+        become(node, _REFLECTIONS[dims - 1], x, pad)
     elif mode == "replicate":
-        _become(node, _REPLICATIONS[dims - 1], x, pad)
+        become(node, _REPLICATIONS[dims - 1], x, pad)
 
 
 def _pool_stride(node: fx.Node) -> None:
@@ -303,57 +300,12 @@ def _pool_with_indices(node: fx.Node) -> None:
             node.meta.update(shape=user.meta["shape"], dtype=user.meta["dtype"])
             user.replace_all_uses_with(node)
             node.graph.erase_node(user)
-        _become(node, _PLAIN_POOLS[node.target], *node.args)  # type: ignore[index]
-
-
-def _reduce_all(target: OpOverload) -> Rewrite:
-    """A reduction of everything is one over no dimensions in particular."""
-
-    def rewrite(node: fx.Node) -> None:
-        kwargs = dict(node.kwargs)
-        _become(node, target, node.args[0], None, False)
-        node.kwargs = kwargs
-
-    return rewrite
-
-
-def _extremum_of_all(target: OpOverload) -> Rewrite:
-    return lambda node: _become(node, target, node.args[0], [], False)
-
-
-def _extremum(target: OpOverload) -> Rewrite:
-    """An extremum along one dimension whose indices nobody uses."""
-
-    def rewrite(node: fx.Node) -> None:
-        items = list(node.users)
-        if all(item.args[1] == 0 for item in items if item.users):
-            for item in items:
-                if item.args[1] == 0:
-                    node.meta.update(shape=item.meta["shape"], dtype=item.meta["dtype"])
-                    item.replace_all_uses_with(node)
-                node.graph.erase_node(item)
-            _become(node, target, node.args[0], [node.args[1]], node.args[2])
-
-    return rewrite
-
-
-def _resize(target: OpOverload) -> Rewrite:
-    """A change to a given size, in the form that takes a size or factors."""
-
-    def rewrite(node: fx.Node) -> None:
-        dims = len(_shape(node)) - 2
-        if all(factor is None for factor in node.args[-dims:]):
-            _become(node, target, *node.args[:-dims], None)
-
-    return rewrite
-
-
-_RESIZED = ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "trilinear3d")
+        become(node, _PLAIN_POOLS[node.target], *node.args)  # type: ignore[index]
 
 
 def _hardtanh(node: fx.Node) -> None:
     if node.args[1:] == (0, 6):
-        _become(node, _aten.relu6.default, node.args[0])
+        become(node, _aten.relu6.default, node.args[0])
 
 
 _OF_A_NUMBER: Mapping[OpOverload, OpOverload] = MappingProxyType(
@@ -424,13 +376,7 @@ _ROWS: tuple[tuple[Rewrite, tuple[OpOverload, ...]], ...] = (
     (_pool_stride, (_aten.avg_pool1d.default, _aten.avg_pool2d.default, _aten.avg_pool3d.default)),
     (_pool_with_indices, tuple(_PLAIN_POOLS)),
     (_hardtanh, (_aten.hardtanh.default,)),
-    (_reduce_all(_aten.mean.dim), (_aten.mean.default,)),
-    (_reduce_all(_aten.sum.dim_IntList), (_aten.sum.default,)),
-    *((_resize(p.vec), (p.default,)) for p in (getattr(_aten, f"upsample_{name}") for name in _RESIZED)),
-    (_extremum_of_all(_aten.amax.default), (_aten.max.default,)),
-    (_extremum_of_all(_aten.amin.default), (_aten.min.default,)),
-    (_extremum(_aten.amax.default), (_aten.max.dim,)),
-    (_extremum(_aten.amin.default), (_aten.min.dim,)),
+    *REDUCTIONS,
     (_with_number, tuple(_OF_A_NUMBER)),
     *((_alias(target), (alias,)) for alias, target in _ALIASES.items()),
 )

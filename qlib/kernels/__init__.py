@@ -10,7 +10,18 @@ from typing import Any
 
 import torch
 
-from qlib.kernels import boundary, elementwise, weighted, windows
+from qlib.kernels import (
+    boundary,
+    computed,
+    elementwise,
+    embedding,
+    matmul,
+    per_token,
+    transposed,
+    weight_only,
+    weighted,
+    windows,
+)
 from qlib.kernels.kernel import Call, Kernel, Runtime, Site, Source
 from qlib.ops import OPS, Op
 
@@ -18,10 +29,21 @@ KERNELS: Mapping[str, Kernel] = MappingProxyType(
     {
         "linear": weighted.LINEAR,
         "linear_dynamic": weighted.LINEAR_DYNAMIC,
+        "linear_per_token": per_token.LINEAR_PER_TOKEN,
+        "linear_weight_only": weight_only.LINEAR_WEIGHT_ONLY,
+        "linear_fp16": weight_only.LINEAR_FP16,
         "conv": weighted.CONV,
+        "conv_dynamic": weighted.CONV_DYNAMIC,
+        "conv_transpose": transposed.CONV_TRANSPOSE,
+        "embedding": embedding.EMBEDDING,
+        "embedding_bag": embedding.EMBEDDING_BAG,
+        "matmul": matmul.MATMUL,
         "table": elementwise.TABLE,
         "channel_table": elementwise.CHANNEL_TABLE,
-        "add": elementwise.ADD,
+        "parametric_table": elementwise.PARAMETRIC_TABLE,
+        "computed": computed.COMPUTED,
+        "homogeneous": computed.HOMOGENEOUS,
+        "combine": elementwise.COMBINE,
         "mul": elementwise.MUL,
         "join": elementwise.JOIN,
         "monotone": windows.MONOTONE,

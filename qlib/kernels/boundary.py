@@ -5,14 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qlib.arith import dequantize, qparams_of_tensor, quantize
+from qlib.arith import dequantize, qparams_of_rows, qparams_of_tensor, quantize
 from qlib.qparams import DType, QParams, QSpec
 
 STATIC = "float scale, int zero_point"
 TENSOR = "Tensor scale, Tensor zero_point"
 RANGE = "int qmin, int qmax, ScalarType dtype"
 
-_BY_STORAGE = {torch.uint8: DType.UINT8, torch.int8: DType.INT8, torch.int16: DType.INT16, torch.int32: DType.INT32}
+_BY_STORAGE = {
+    torch.uint8: DType.UINT8,
+    torch.int8: DType.INT8,
+    torch.int16: DType.INT16,
+    torch.int32: DType.INT32,
+    torch.float16: DType.FLOAT16,
+}
 
 
 def _qparams(
@@ -53,6 +59,19 @@ def choose_qparams(x: Tensor, qmin: int, qmax: int, symmetric: bool, dtype: torc
     return params.scale, params.zero_point
 
 
+def choose_qparams_per_token(
+    x: Tensor, qmin: int, qmax: int, symmetric: bool, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Scales and zero points that cover the range of each row of `x`, shaped (..., 1)."""
+    params = qparams_of_rows(x, storage_spec(qmin, qmax, symmetric, dtype))
+    return params.scale, params.zero_point
+
+
+def dequantize_per_group(q: Tensor, scale: Tensor, zero_point: Tensor, group_size: int) -> Tensor:
+    """The float32 numbers that `q` stands for, with one scale for each `group_size` elements of the last dimension."""
+    return dequantize(q, QParams(scale, zero_point, 0, 0, _BY_STORAGE[q.dtype], group_size=group_size))
+
+
 def storage_spec(qmin: int, qmax: int, symmetric: bool, dtype: torch.dtype) -> QSpec:
     """The QSpec of a tensor that is quantized at run time, from the arguments of a library operator."""
     return QSpec(_BY_STORAGE[dtype], qmin, qmax, symmetric, observer="runtime")
@@ -73,6 +92,12 @@ def fake_dequantize_result(q: Tensor, *arguments: object) -> Tensor:
 def fake_choice(x: Tensor, *arguments: object) -> tuple[Tensor, Tensor]:
     """Shape and dtype of the chosen parameters."""
     return x.new_empty((), dtype=torch.float32), x.new_empty((), dtype=torch.int32)
+
+
+def fake_choice_per_token(x: Tensor, *arguments: object) -> tuple[Tensor, Tensor]:
+    """Shape and dtype of the parameters that are chosen for each row."""
+    shape = (*x.shape[:-1], 1)
+    return x.new_empty(shape, dtype=torch.float32), x.new_empty(shape, dtype=torch.int32)
 
 
 # name with overload, schema, implementation, fake implementation
@@ -103,5 +128,19 @@ OPERATORS = (
         "(Tensor x, int qmin, int qmax, bool symmetric, ScalarType dtype) -> (Tensor, Tensor)",
         choose_qparams,
         fake_choice,
+    ),
+    (
+        "choose_qparams_per_token",
+        "(Tensor x, int qmin, int qmax, bool symmetric, ScalarType dtype) -> (Tensor, Tensor)",
+        choose_qparams_per_token,
+        fake_choice_per_token,
+    ),
+    ("quantize_per_token", f"(Tensor x, {TENSOR}, {RANGE}) -> Tensor", quantize_per_tensor, fake_quantize_result),
+    ("dequantize_per_token", f"(Tensor q, {TENSOR}) -> Tensor", dequantize_per_tensor, fake_dequantize_result),
+    (
+        "dequantize_per_group",
+        f"(Tensor q, {TENSOR}, int group_size) -> Tensor",
+        dequantize_per_group,
+        fake_dequantize_result,
     ),
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -39,6 +40,12 @@ def _channel_table_arguments(site: Site) -> tuple[object, ...]:
     return (site.sources[0].node, site.constant("table", _quantized(site, values).t().contiguous()))
 
 
+def _parametric_table_arguments(site: Site) -> tuple[object, ...]:
+    """One table where all channels have the same parameter."""
+    weight = site.tensor(site.match.head.args[1])
+    return _table_arguments(site) if weight.numel() == 1 else _channel_table_arguments(site)
+
+
 def look_up(x: Tensor, table: Tensor) -> Tensor:
     """``table[x - least]`` with the least integer of the storage type of `x`; same shape as `x`."""
     index = x.to(torch.int32)
@@ -55,15 +62,36 @@ def look_up_by_channel(x: Tensor, table: Tensor) -> Tensor:
     return table.flatten().index_select(0, index.flatten()).view(x.shape)
 
 
-def _add(dtype: torch.dtype) -> Callable[[Op], Implementation]:
-    """``y = (a - a_zero_point) * a_scale + (b - b_zero_point) * b_scale``, requantized."""
+def look_up_by_parameter(x: Tensor, table: Tensor) -> Tensor:
+    """`look_up` by one table, or `look_up_by_channel` by one for each channel."""
+    return look_up(x, table) if table.dim() == 1 else look_up_by_channel(x, table)
 
-    def add(a, a_scale, a_zero_point, b, b_scale, b_zero_point, y_scale, *rest):  # type: ignore[no-untyped-def]
-        left = (a.to(dtype) - a_zero_point) * (a_scale / y_scale)
-        right = (b.to(dtype) - b_zero_point) * (b_scale / y_scale)
-        return requantize(left + right, 1.0, *rest)
 
-    return lambda op: add
+# Functions with ``f(k * a, k * b) = k * f(a, b)`` for k > 0, so that they can be taken in steps of the result.
+_HOMOGENEOUS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
+    {
+        "aten::add": torch.add,
+        "aten::sub": torch.sub,
+        "aten::maximum": torch.maximum,
+        "aten::minimum": torch.minimum,
+    }
+)
+
+
+def _combine(dtype: torch.dtype) -> Callable[[Op], Implementation]:
+    """``y = f((a - a_zero_point) * a_scale, (b - b_zero_point) * b_scale)`` with a homogeneous f, requantized."""
+
+    def build(op: Op) -> Implementation:
+        combine = _HOMOGENEOUS[op.chain[0]]
+
+        def run(a, a_scale, a_zero_point, b, b_scale, b_zero_point, y_scale, *rest):  # type: ignore[no-untyped-def]
+            left = (a.to(dtype) - a_zero_point) * (a_scale / y_scale)
+            right = (b.to(dtype) - b_zero_point) * (b_scale / y_scale)
+            return requantize(combine(left, right), 1.0, *rest)
+
+        return run
+
+    return build
 
 
 def _mul(dtype: torch.dtype) -> Callable[[Op], Implementation]:
@@ -150,12 +178,20 @@ CHANNEL_TABLE = Kernel(
     lambda op: look_up_by_channel,
     _same_shape,
 )
-ADD = Kernel(
-    "sum of two quantized tensors",
+PARAMETRIC_TABLE = Kernel(
+    "a table, or one for each channel where their parameters differ",
+    _parametric_table_arguments,
+    lambda op: "(Tensor x, Tensor table) -> Tensor",
+    lambda op: look_up_by_parameter,
+    lambda op: look_up_by_parameter,
+    _same_shape,
+)
+COMBINE = Kernel(
+    "sum, difference or extremum of two quantized tensors",
     _binary_arguments,
     lambda op: f"({OPERANDS}, {RESULT}) -> Tensor",
-    _add(torch.float64),
-    _add(torch.float32),
+    _combine(torch.float64),
+    _combine(torch.float32),
     _broadcast_shape,
 )
 MUL = Kernel(

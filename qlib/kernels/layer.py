@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Weight:
-    """Integer weights with output channels along axis 0, one scale and zero point or one per channel, and the bias.
+    """Integer weights with output channels along `axis`, one scale and zero point or one per channel, and the bias.
 
     The bias is int32 in steps of the input's scale times the weight's, or float32 in real units where the input's scale
     is known at run time only.
@@ -19,16 +19,18 @@ class Weight:
     scale: Tensor
     zero_point: Tensor
     bias: Tensor | None
+    axis: int = 0
 
 
 @dataclass(frozen=True)
 class Window:
-    """Geometry of a convolution, one entry per spatial dimension."""
+    """Geometry of a convolution, one entry per spatial dimension; `output_padding` of a transposed one only."""
 
     stride: tuple[int, ...]
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
+    output_padding: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,15 @@ def suits(layer: Layer, dtype: torch.dtype) -> bool:
         return False
     if layer.x.numel() == 0 or layer.weight.w.numel() == 0:
         return False
-    return exact_products() and _symmetric(layer.weight.zero_point)
+    return exact_products() and not _straddles(layer) and _symmetric(layer.weight.zero_point)
+
+
+def _straddles(layer: Layer) -> bool:
+    """Whether a dilated window may reach over the whole input, only padding under it: such sums come out wrong."""
+    if layer.window is None or max(layer.window.dilation) == 1:
+        return False
+    sizes = zip(layer.window.dilation, layer.x.shape[2:], layer.weight.w.shape[2:], strict=True)
+    return any(dilation > size and kernel > 1 for dilation, size, kernel in sizes)
 
 
 def _symmetric(zero_point: Tensor) -> bool:
@@ -68,7 +76,7 @@ def exact_products() -> bool:
     x = torch.full((32, 64), 255, dtype=torch.uint8)
     w = torch.full((32, 64), -128, dtype=torch.int8)
     weight = Weight(w, torch.ones(32), torch.zeros(32, dtype=torch.int32), None)
-    linear = linear_to_float(Layer(x, 1.0, 0, weight))
+    linear = run_to_float(Layer(x, 1.0, 0, weight))
     image, kernel = x.reshape(1, 32, 8, 8), w[:, :32].reshape(32, 32, 1, 1).contiguous()
     window = Window((1, 1), (0, 0), (1, 1), 1)
     convolution = Layer(image, 1.0, 0, Weight(kernel, weight.scale, weight.zero_point, None), window)
@@ -127,10 +135,15 @@ def run(layer: Layer, result: Result) -> Tensor:
     return y if full else y.clamp(result.qmin, result.qmax)
 
 
-def linear_to_float(layer: Layer) -> Tensor:
-    """A linear layer from 8 bits to float32, its bias in float32."""
+def run_to_float(layer: Layer) -> Tensor:
+    """A linear layer or a convolution, as `run` takes them, from 8 bits to float32, its bias in float32."""
     packed = _pack(layer, 1.0)
     x, zero_point = _unsigned(layer)
     operands = (x, layer.scale, zero_point, packed.weight, packed.scale, packed.zero_point, packed.bias)
-    y: Tensor = torch.ops.onednn.qlinear_pointwise(*operands, 1.0, 0, torch.float32, "none", [], "")
-    return y
+    target: tuple[Any, ...] = (1.0, 0, torch.float32, "none", [], "")
+    if layer.window is None:
+        y: Tensor = torch.ops.onednn.qlinear_pointwise(*operands, *target)
+        return y
+    geometry = _geometry(layer.window, layer.weight.w)
+    y = torch.ops.onednn.qconv_pointwise(*operands, *geometry, *target)
+    return y.contiguous()

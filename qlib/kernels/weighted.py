@@ -9,7 +9,7 @@ primitives where these can take them, and else computes the sums in float64, whi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from qlib.kernels.layer import Layer, Weight, Window
 from qlib.ops import Op
 
 WEIGHT = "Tensor w, Tensor w_scale, Tensor w_zero_point, Tensor? bias"
+DYNAMIC_RESULT = "int qmin, int qmax, bool symmetric, ScalarType dtype"
 RESULT = "float y_scale, int y_zero_point, int qmin, int qmax, ScalarType dtype"
 WINDOW = "int[] stride, int[] padding, int[] dilation, int groups"
 
@@ -70,12 +71,12 @@ def float64_sum(x: Tensor, w: Tensor, window: Window | None) -> Tensor:
 def accumulate(layer: Layer, summed: Sum) -> Tensor:
     """``sum((x - x_zero_point) * (w - w_zero_point))`` in float64, without the bias, by the given way of summing."""
     weight = layer.weight
-    shifted = weight.w.to(torch.int32) - broadcast(weight.zero_point, 0, weight.w.dim())
+    shifted = weight.w.to(torch.int32) - broadcast(weight.zero_point, weight.axis, weight.w.dim())
     return summed(layer.x.to(torch.int32) - layer.zero_point, shifted, layer.window).to(torch.float64)
 
 
-def _exactly(summed: Sum) -> Run:
-    """A layer with exact sums and the rest in float64."""
+def exactly(summed: Sum) -> Run:
+    """How to run a layer with exact sums and the rest in float64."""
 
     def run(layer: Layer, result: Result) -> Tensor:
         acc, weight = accumulate(layer, summed), layer.weight
@@ -87,8 +88,8 @@ def _exactly(summed: Sum) -> Run:
     return run
 
 
-_reference_run = _exactly(integer_sum)
-_portable_run = _exactly(float64_sum)
+_reference_run = exactly(integer_sum)
+_portable_run = exactly(float64_sum)
 
 
 def _fast_run(layer: Layer, result: Result) -> Tensor:
@@ -104,21 +105,24 @@ def _linear(run: Run) -> Callable[[Op], Implementation]:
 
 def _conv(run: Run) -> Callable[[Op], Implementation]:
     def conv(x: Tensor, scale: float, zero_point: int, *rest: Any) -> Tensor:
-        weight, (stride, padding, dilation, groups) = Weight(*rest[:4]), rest[4:8]
-        window = Window(tuple(stride), tuple(padding), tuple(dilation), groups)
+        weight = Weight(*rest[:4])
         batched = x if x.dim() == weight.w.dim() else x.unsqueeze(0)
-        y = run(Layer(batched, scale, zero_point, weight, window), Result(*rest[8:]))
+        y = run(Layer(batched, scale, zero_point, weight, _window(*rest[4:8])), Result(*rest[8:]))
         return y if batched is x else y.squeeze(0)
 
     return lambda op: conv
 
 
+def _window(stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int) -> Window:
+    return Window(tuple(stride), tuple(padding), tuple(dilation), groups)
+
+
 def _to_float(summed: Sum) -> Callable[[Layer], Tensor]:
-    """A linear layer with a float32 result, exact but for its last rounding."""
+    """A layer with a float32 result, exact but for its last rounding."""
 
     def run(layer: Layer) -> Tensor:
-        y = accumulate(layer, summed) * (layer.scale * layer.weight.scale.double())
-        y = y if layer.weight.bias is None else y + layer.weight.bias.double()
+        y = accumulate(layer, summed) * (layer.scale * layer.along_channels(layer.weight.scale.double()))
+        y = y if layer.weight.bias is None else y + layer.along_channels(layer.weight.bias.double())
         return y.to(torch.float32)
 
     return run
@@ -130,7 +134,7 @@ _portable_to_float = _to_float(float64_sum)
 
 def _fast_to_float(layer: Layer) -> Tensor:
     suits = onednn.suits(layer, torch.uint8)
-    return onednn.linear_to_float(layer) if suits else _portable_to_float(layer)
+    return onednn.run_to_float(layer) if suits else _portable_to_float(layer)
 
 
 def _linear_dynamic(run: Callable[[Layer], Tensor]) -> Callable[[Op], Implementation]:
@@ -148,7 +152,25 @@ def _linear_dynamic(run: Callable[[Layer], Tensor]) -> Callable[[Op], Implementa
     return build
 
 
-def _weighted_arguments(site: Site) -> tuple[object, ...]:
+def _conv_dynamic(run: Callable[[Layer], Tensor]) -> Callable[[Op], Implementation]:
+    def build(op: Op) -> Implementation:
+        relu = op.chain[-1] == "aten::relu"
+
+        def conv_dynamic(x: Tensor, *rest: Any) -> Tensor:
+            weight, qparams = Weight(*rest[:4]), qparams_of_tensor(x, storage_spec(*rest[8:]))
+            quantized = quantize(x if x.dim() == weight.w.dim() else x.unsqueeze(0), qparams)
+            window, zero_point = _window(*rest[4:8]), int(qparams.zero_point)
+            y = run(Layer(quantized, float(qparams.scale), zero_point, weight, window))
+            y = y if x.dim() == y.dim() else y.squeeze(0)
+            return y.clamp_min(0.0) if relu else y
+
+        return conv_dynamic
+
+    return build
+
+
+def weighted_arguments(site: Site) -> tuple[object, ...]:
+    """Input, weight and result in integers, and between them the float operator's arguments after the bias."""
     source, head, op = site.sources[0], site.match.head, site.match.op
     assert op.bias is not None
     rest = head.args[op.bias + 1 :]
@@ -156,9 +178,11 @@ def _weighted_arguments(site: Site) -> tuple[object, ...]:
     return (source.node, source.scale, source.zero_point, *site.weight, site.bias, *rest, *result)
 
 
-def _dynamic_arguments(site: Site) -> tuple[object, ...]:
-    assert site.runtime is not None
-    return (site.runtime.node, *site.weight, site.bias, *site.runtime.arguments)
+def dynamic_arguments(site: Site) -> tuple[object, ...]:
+    """Float input, weight, the float operator's arguments after the bias, and how the input is quantized."""
+    op = site.match.op
+    assert site.runtime is not None and op.bias is not None
+    return (site.runtime.node, *site.weight, site.bias, *site.match.head.args[op.bias + 1 :], *site.runtime.arguments)
 
 
 def _linear_fake(op: Op) -> Implementation:
@@ -168,29 +192,41 @@ def _linear_fake(op: Op) -> Implementation:
     return fake
 
 
-def _linear_dynamic_fake(op: Op) -> Implementation:
+def linear_dynamic_fake(op: Op) -> Implementation:
+    """Shape and dtype of the result of a linear layer that stays in float."""
+
     def fake(x: Tensor, w: Tensor, *rest: Any) -> Tensor:
         return x.new_empty((*x.shape[:-1], w.shape[0]), dtype=torch.float32)
 
     return fake
 
 
+def _conv_shape(x: Tensor, w: Tensor, window: Window) -> tuple[int, ...]:
+    stride, dims = window.stride, len(window.stride)
+    spatial = [
+        (size + 2 * p - d * (k - 1) - 1) // s + 1
+        for size, p, d, k, s in zip(x.shape[-dims:], window.padding, window.dilation, w.shape[2:], stride, strict=True)
+    ]
+    return (*x.shape[: x.dim() - dims - 1], w.shape[0], *spatial)
+
+
 def _conv_fake(op: Op) -> Implementation:
     def fake(x: Tensor, scale: float, zero_point: int, w: Tensor, *rest: Any) -> Tensor:
-        stride, padding, dilation = rest[3:6]
-        spatial = [
-            (size + 2 * p - d * (k - 1) - 1) // s + 1
-            for size, p, d, k, s in zip(x.shape[-len(stride) :], padding, dilation, w.shape[2:], stride, strict=True)
-        ]
-        batch = x.shape[: x.dim() - len(stride) - 1]
-        return x.new_empty((*batch, w.shape[0], *spatial), dtype=rest[-1])
+        return x.new_empty(_conv_shape(x, w, _window(*rest[3:7])), dtype=rest[-1])
+
+    return fake
+
+
+def _conv_dynamic_fake(op: Op) -> Implementation:
+    def fake(x: Tensor, w: Tensor, *rest: Any) -> Tensor:
+        return x.new_empty(_conv_shape(x, w, _window(*rest[3:7])), dtype=torch.float32)
 
     return fake
 
 
 LINEAR = Kernel(
     "linear layer on integers",
-    _weighted_arguments,
+    weighted_arguments,
     lambda op: f"(Tensor x, float x_scale, int x_zero_point, {WEIGHT}, {RESULT}) -> Tensor",
     _linear(_reference_run),
     _linear(_fast_run),
@@ -198,17 +234,25 @@ LINEAR = Kernel(
 )
 LINEAR_DYNAMIC = Kernel(
     "linear layer that quantizes its float input by its range",
-    _dynamic_arguments,
-    lambda op: f"(Tensor x, {WEIGHT}, int qmin, int qmax, bool symmetric, ScalarType dtype) -> Tensor",
+    dynamic_arguments,
+    lambda op: f"(Tensor x, {WEIGHT}, {DYNAMIC_RESULT}) -> Tensor",
     _linear_dynamic(_reference_to_float),
     _linear_dynamic(_fast_to_float),
-    _linear_dynamic_fake,
+    linear_dynamic_fake,
 )
 CONV = Kernel(
     "convolution on integers",
-    _weighted_arguments,
+    weighted_arguments,
     lambda op: f"(Tensor x, float x_scale, int x_zero_point, {WEIGHT}, {WINDOW}, {RESULT}) -> Tensor",
     _conv(_reference_run),
     _conv(_fast_run),
     _conv_fake,
+)
+CONV_DYNAMIC = Kernel(
+    "convolution that quantizes its float input by its range",
+    dynamic_arguments,
+    lambda op: f"(Tensor x, {WEIGHT}, {WINDOW}, {DYNAMIC_RESULT}) -> Tensor",
+    _conv_dynamic(_reference_to_float),
+    _conv_dynamic(_fast_to_float),
+    _conv_dynamic_fake,
 )

@@ -8,20 +8,9 @@ import torch
 from torch import Tensor
 
 from qlib.arith import requantize
+from qlib.kernels.float_operator import overload_of, rest_of_schema
 from qlib.kernels.kernel import Implementation, Kernel, Site
 from qlib.ops import Op
-
-
-def _aten(op: Op) -> torch._ops.OpOverload:
-    packet = getattr(torch.ops.aten, op.chain[0].partition("::")[2])
-    overload: torch._ops.OpOverload = packet.default
-    return overload
-
-
-def _rest(op: Op) -> str:
-    """The schema of the float operator's arguments after the first."""
-    text = str(_aten(op)._schema).partition("Tensor self")[2]
-    return text.partition(") ->")[0].replace("SymInt", "int")
 
 
 def _first(value: Tensor | tuple[Tensor, ...]) -> Tensor:
@@ -32,7 +21,7 @@ def _monotone(dtype: torch.dtype) -> Callable[[Op], Implementation]:
     """An operator that selects values by order does the same to integers as to the numbers they stand for."""
 
     def build(op: Op) -> Implementation:
-        aten = _aten(op)
+        aten = overload_of(op)
         return lambda x, *rest: _first(aten(x.to(dtype), *rest)).to(x.dtype)
 
     return build
@@ -42,7 +31,7 @@ def _averaging(dtype: torch.dtype) -> Callable[[Op], Implementation]:
     """A mean commutes with the scale: ``y = round(mean(x - zero_point)) + zero_point``."""
 
     def build(op: Op) -> Implementation:
-        aten = _aten(op)
+        aten = overload_of(op)
 
         def run(x, zero_point, qmin, qmax, *rest):  # type: ignore[no-untyped-def]
             return requantize(aten(x.to(dtype) - zero_point, *rest), 1.0, zero_point, qmin, qmax, x.dtype)
@@ -67,17 +56,17 @@ def _pad_arguments(site: Site) -> tuple[object, ...]:
 
 
 def _monotone_fake(op: Op) -> Implementation:
-    return lambda x, *rest: _first(_aten(op)(x.to(torch.float32), *rest)).to(x.dtype)
+    return lambda x, *rest: _first(overload_of(op)(x.to(torch.float32), *rest)).to(x.dtype)
 
 
 def _averaging_fake(op: Op) -> Implementation:
-    return lambda x, zero_point, qmin, qmax, *rest: _aten(op)(x.to(torch.float32), *rest).to(x.dtype)
+    return lambda x, zero_point, qmin, qmax, *rest: overload_of(op)(x.to(torch.float32), *rest).to(x.dtype)
 
 
 MONOTONE = Kernel(
     "selection by order, on the integers as they are",
     _monotone_arguments,
-    lambda op: f"(Tensor x{_rest(op)}) -> Tensor",
+    lambda op: f"(Tensor x{rest_of_schema(op)}) -> Tensor",
     _monotone(torch.float64),
     _monotone(torch.float32),
     _monotone_fake,
@@ -85,7 +74,7 @@ MONOTONE = Kernel(
 AVERAGING = Kernel(
     "mean of integers, rounded once",
     _averaging_arguments,
-    lambda op: f"(Tensor x, int zero_point, int qmin, int qmax{_rest(op)}) -> Tensor",
+    lambda op: f"(Tensor x, int zero_point, int qmin, int qmax{rest_of_schema(op)}) -> Tensor",
     _averaging(torch.float64),
     _averaging(torch.float32),
     _averaging_fake,

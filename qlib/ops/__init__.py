@@ -8,10 +8,38 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from qlib.ops import activation, arithmetic, conv, linear, norm, pooling, shape
+from qlib.ops import (
+    activation,
+    arithmetic,
+    conv,
+    embedding,
+    linear,
+    matmul,
+    norm,
+    pooling,
+    reduction,
+    resampling,
+    shape,
+    transposed,
+    weight_only,
+)
 from qlib.ops.op import Family, Op, When
 
-GROUPS = (linear, conv, arithmetic, norm, activation, pooling, shape)
+GROUPS = (
+    linear,
+    conv,
+    transposed,
+    weight_only,
+    embedding,
+    matmul,
+    arithmetic,
+    norm,
+    activation,
+    pooling,
+    reduction,
+    resampling,
+    shape,
+)
 
 OPS: Mapping[str, Op] = MappingProxyType({op.name: op for group in GROUPS for op in group.OPS})
 
@@ -22,7 +50,11 @@ BOUNDARY: Mapping[str, str] = MappingProxyType(
         "quantized::quantize_per_channel": "real numbers to integers with one scale per channel",
         "quantized::dequantize_per_tensor": "integers to real numbers with one scale",
         "quantized::dequantize_per_channel": "integers to real numbers with one scale per channel",
+        "quantized::dequantize_per_group": "integers to real numbers with one scale per group of a row's elements",
         "quantized::choose_qparams": "scale and zero point from the range of a tensor at run time",
+        "quantized::choose_qparams_per_token": "scales and zero points from the range of each row at run time",
+        "quantized::quantize_per_token": "real numbers to integers with one scale per row",
+        "quantized::dequantize_per_token": "integers to real numbers with one scale per row",
     }
 )
 

@@ -5,20 +5,29 @@ from __future__ import annotations
 from qlib.ops.op import Family, Op
 
 
-def _binary(name: str, doc: str) -> tuple[Op, ...]:
+def _binary(name: str, kernel: str, doc: str) -> tuple[Op, ...]:
     head, relu = (f"aten::{name}",), (f"aten::{name}", "aten::relu")
     full, scalar = f"quantized::{name}", f"quantized::{name}_scalar"
     return (
-        Op(full, Family.ARITHMETIC, head, name, f"{doc} of two tensors", operands=(0, 1)),
-        Op(f"{full}_relu", Family.ARITHMETIC, relu, name, f"{doc} of two tensors, then relu", operands=(0, 1)),
+        Op(full, Family.ARITHMETIC, head, kernel, f"{doc} of two tensors", operands=(0, 1)),
+        Op(f"{full}_relu", Family.ARITHMETIC, relu, kernel, f"{doc} of two tensors, then relu", operands=(0, 1)),
         Op(scalar, Family.ARITHMETIC, head, "table", f"{doc} of a tensor and a number"),
         Op(f"{scalar}_relu", Family.ARITHMETIC, relu, "table", f"{doc} of a tensor and a number, then relu"),
     )
 
 
+def _extremum(name: str, doc: str) -> Op:
+    return Op(f"quantized::{name}", Family.ARITHMETIC, (f"aten::{name}",), "combine", doc, operands=(0, 1))
+
+
 OPS = (
-    *_binary("add", "sum"),
-    *_binary("mul", "product"),
+    *_binary("add", "combine", "sum"),
+    *_binary("sub", "combine", "difference"),
+    *_binary("mul", "mul", "product"),
+    Op("quantized::rsub_scalar", Family.ARITHMETIC, ("aten::rsub",), "table", "difference of a number and a tensor"),
+    Op("quantized::div_scalar", Family.ARITHMETIC, ("aten::div",), "table", "quotient of a tensor and a number"),
+    _extremum("maximum", "the larger of two tensors, element by element"),
+    _extremum("minimum", "the smaller of two tensors, element by element"),
     Op("quantized::cat", Family.ARITHMETIC, ("aten::cat",), "join", "concatenation of tensors with different scales"),
     Op("quantized::stack", Family.ARITHMETIC, ("aten::stack",), "join", "stacking of tensors with different scales"),
 )

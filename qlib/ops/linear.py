@@ -34,4 +34,18 @@ OPS = (
         "linear with the input quantized by its range at run time",
     ),
     _linear("linear_relu_dynamic", _RELU, "linear_dynamic", When.DYNAMIC, "linear_dynamic followed by relu"),
+    _linear(
+        "linear_per_token_dynamic",
+        _PLAIN,
+        "linear_per_token",
+        When.PER_TOKEN,
+        "linear with each row of the input quantized by its own range at run time",
+    ),
+    _linear(
+        "linear_relu_per_token_dynamic",
+        _RELU,
+        "linear_per_token",
+        When.PER_TOKEN,
+        "linear_per_token_dynamic followed by relu",
+    ),
 )

@@ -1,4 +1,4 @@
-"""Normalisation with constant statistics."""
+"""Normalisation: with constant statistics, with those of the data, and by the sum of the exponentials."""
 
 from __future__ import annotations
 
@@ -8,7 +8,26 @@ _PARAMETERS = (1, 2, 3, 4)
 _STATISTICS = (3, 4)
 _TRAINING = 5
 
+
+def _of_data(name: str, parameters: tuple[int, int], doc: str) -> Op:
+    head = (f"aten::{name}",)
+    return Op(f"quantized::{name}", Family.OBSERVED, head, "computed", doc, parameters=parameters)
+
+
 OPS = (
+    _of_data("layer_norm", (2, 3), "normalisation over the last dimensions"),
+    _of_data("group_norm", (2, 3), "normalisation over groups of channels"),
+    _of_data("instance_norm", (1, 2), "normalisation over each channel of each example"),
+    Op(
+        "quantized::softmax",
+        Family.FIXED,
+        ("aten::softmax",),
+        "computed",
+        "exponentials along one dimension over their sum, results in [0, 1]",
+        interval=(0.0, 1.0),
+        zero_at=2,
+        overload="int",
+    ),
     Op(
         "quantized::batch_norm",
         Family.OBSERVED,

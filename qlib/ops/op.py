@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from qlib.qparams import DType
+
 
 class Family(StrEnum):
     """How an operator takes part in quantization.
@@ -24,10 +26,21 @@ class Family(StrEnum):
 
 
 class When(StrEnum):
-    """When the range of an operator's inputs is known."""
+    """When the range of an operator's inputs is known.
+
+    STATIC       beforehand: inputs are quantized, and so are results
+    DYNAMIC      at run time, one range for the whole tensor; results are in float
+    PER_TOKEN    at run time, one range for each row; results are in float
+    WEIGHT_ONLY  never: inputs and results are in float, only the weight is stored in few bits
+    """
 
     STATIC = "static"
     DYNAMIC = "dynamic"
+    PER_TOKEN = "per_token"
+    WEIGHT_ONLY = "weight_only"
+
+
+INTEGERS = (DType.UINT8, DType.INT8, DType.INT16, DType.UINT4, DType.INT4)
 
 
 @dataclass(frozen=True)
@@ -39,15 +52,21 @@ class Op:
     chain       the float operators that it stands for, in the order in which one value flows through them
     kernel      the kernel that computes it, an entry of `qlib.kernels.KERNELS`
     doc         one line for people
-    when        static: inputs are quantized beforehand; dynamic: by their range at run time
+    when        when the range of the inputs is known, which the QConfig decides
     operands    positions, in the first operator of the chain, of the float tensors (or lists of them) to quantize
     parameters  positions that may hold constant tensors (weights, statistics); all others hold plain numbers
     required    parameters that may not be None
     weight      position of the weight, None where there is none
     bias        position of the bias, None where there is none
     weight_axis axis of the weight that counts the output channels
+    groups      position of the number of groups, where `weight_axis` counts the channels of one group only: with more
+                groups than one an index along it stands for several channels, and the weight has one scale for all
+    weight_types  types of the stored weight that the row is for
     interval    the known range of the results of a FIXED operator
     zero_at     position of an argument that must be zero, None where there is none
+    none_at     position of an argument that must be None, None where there is none
+    overload    the only overload of the first float operator that the row stands for, "" for any
+    others      positions that take any tensor (or list of them) as it is: indices
     keywords    keyword-only arguments that the kernel heeds; an operator with any other one is left in float
     """
 
@@ -63,8 +82,13 @@ class Op:
     weight: int | None = None
     bias: int | None = None
     weight_axis: int = 0
+    groups: int | None = None
+    weight_types: tuple[DType, ...] = INTEGERS
     interval: tuple[float, float] | None = None
     zero_at: int | None = None
+    none_at: int | None = None
+    overload: str = ""
+    others: tuple[int, ...] = ()
     keywords: tuple[str, ...] = ()
 
     @property

@@ -9,7 +9,7 @@ from torch import fx
 
 from qlib.ops import Family, Op, When
 from qlib.qconfig import QConfig, QConfigMapping
-from qlib.qparams import QSpec, RangeFrom
+from qlib.qparams import ROW, QSpec, RangeFrom
 from qlib.rewrite import Match, find
 
 
@@ -117,10 +117,27 @@ def _can_quantize(match: Match, qconfigs: Mapping[fx.Node, QConfig | None], prod
         return all(value in produced for value in match.operands) and (keeps or qconfig.result is not None)
     if not all(value.meta["dtype"].is_floating_point for value in match.operands):
         return False
-    if qconfig.activation is None or (op.weight is not None and qconfig.weight is None):
+    if op.weight is not None and not _takes_weight(op, qconfig.weight):
         return False
-    dynamic = qconfig.activation.range_from is RangeFrom.RUNTIME
-    return dynamic == (op.when is When.DYNAMIC) and (dynamic or qconfig.result is not None)
+    return op.when is _when(qconfig) and (op.when is not When.STATIC or qconfig.result is not None)
+
+
+def _takes_weight(op: Op, weight: QSpec | None) -> bool:
+    """Whether the operator has a kernel for weights of this kind; sums of integers have one scale per channel."""
+    return (
+        weight is not None
+        and weight.dtype in op.weight_types
+        and (weight.group_size is None or op.when is When.WEIGHT_ONLY)
+    )
+
+
+def _when(qconfig: QConfig) -> When:
+    """When the ranges of inputs are known, as the QConfig wants it."""
+    if qconfig.activation is None:
+        return When.WEIGHT_ONLY
+    if qconfig.activation.range_from is not RangeFrom.RUNTIME:
+        return When.STATIC
+    return When.PER_TOKEN if qconfig.activation.group_size == ROW else When.DYNAMIC
 
 
 def _result_spec(match: Match, qconfig: QConfig | None, produced: Mapping[fx.Node, QSpec]) -> QSpec | None:

@@ -14,9 +14,17 @@ from qlib.errors import CalibrationError
 from qlib.graph import add_buffer, attribute, copy_of, finish, get_attr, op_name
 from qlib.observers import OBSERVERS, Follower, RuntimeObserver
 from qlib.ops import BY_HEAD, Op
-from qlib.qparams import QParams
+from qlib.qparams import ROW, QParams
 
 _OBSERVERS = (*OBSERVERS.values(), Follower)
+_OPS = torch.ops.qlib
+# What chooses parameters at run time, quantizes and dequantizes by them.
+_AT_RUN_TIME = (_OPS.choose_qparams.default, _OPS.quantize_per_tensor.tensor, _OPS.dequantize_per_tensor.tensor)
+_BY_ROW = (
+    _OPS.choose_qparams_per_token.default,
+    _OPS.quantize_per_token.default,
+    _OPS.dequantize_per_token.default,
+)
 
 
 def convert(prepared: fx.GraphModule) -> fx.GraphModule:
@@ -57,28 +65,25 @@ def _qparams(model: nn.Module, node: fx.Node) -> QParams:
 
 def _quantize_activation(model: fx.GraphModule, node: fx.Node) -> None:
     observer, value = model.get_submodule(str(node.target)), node.args[0]
-    ops = torch.ops.qlib
     with model.graph.inserting_before(node):
         if isinstance(observer, RuntimeObserver):
             spec = observer.spec
             qmin, qmax = spec.range
             dtype = STORAGE[spec.dtype]
-            choice = model.graph.call_function(
-                ops.choose_qparams.default,
-                (value, qmin, qmax, spec.symmetric, dtype),
-            )
+            choose, quantize_, dequantize_ = _BY_ROW if spec.group_size == ROW else _AT_RUN_TIME
+            choice = model.graph.call_function(choose, (value, qmin, qmax, spec.symmetric, dtype))
             pair: tuple[Any, ...] = tuple(model.graph.call_function(operator.getitem, (choice, i)) for i in (0, 1))
-            q = model.graph.call_function(ops.quantize_per_tensor.tensor, (value, *pair, qmin, qmax, dtype))
-            dequantized = model.graph.call_function(ops.dequantize_per_tensor.tensor, (q, *pair))
+            q = model.graph.call_function(quantize_, (value, *pair, qmin, qmax, dtype))
+            dequantized = model.graph.call_function(dequantize_, (q, *pair))
         else:
             params = _qparams(model, node)
             pair = (float(params.scale), int(params.zero_point))
             dtype = STORAGE[params.dtype]
             q = model.graph.call_function(
-                ops.quantize_per_tensor.default,
+                _OPS.quantize_per_tensor.default,
                 (value, *pair, params.qmin, params.qmax, dtype),
             )
-            dequantized = model.graph.call_function(ops.dequantize_per_tensor.default, (q, *pair))
+            dequantized = model.graph.call_function(_OPS.dequantize_per_tensor.default, (q, *pair))
     q.meta = {**node.meta, "dtype": dtype}
     dequantized.meta = dict(node.meta)
     node.replace_all_uses_with(dequantized)
@@ -115,7 +120,7 @@ def _quantize_weight(model: fx.GraphModule, node: fx.Node) -> None:
 
 def _input_scale(head: fx.Node, op: Op) -> Tensor | None:
     """The scale of the operator's input, None where it is known at run time only."""
-    source = head.args[op.operands[0]]
+    source = head.args[op.operands[0]] if op.operands else None
     if isinstance(source, fx.Node) and source.target is torch.ops.qlib.dequantize_per_tensor.default:
         return torch.tensor(source.args[1], dtype=torch.float32)
     return None
@@ -131,16 +136,17 @@ def _replace_constant(model: fx.GraphModule, node: fx.Node, target: str, integer
     with model.graph.inserting_before(node):
         stored = get_attr(model.graph, add_buffer(model, target, integers))
         stored.meta.update(shape=tuple(integers.shape), dtype=integers.dtype)
-        if params.axis is None:
+        if params.axis is None and params.group_size is None:
             arguments: tuple[Any, ...] = (stored, float(params.scale), int(params.zero_point))
-            overload = torch.ops.qlib.dequantize_per_tensor.default
+            overload = _OPS.dequantize_per_tensor.default
         else:
             pair = [
                 get_attr(model.graph, add_buffer(model, f"{target}_{name}", tensor))
                 for name, tensor in (("scale", params.scale), ("zero_point", params.zero_point))
             ]
-            arguments = (stored, *pair, params.axis)
-            overload = torch.ops.qlib.dequantize_per_channel.default
+            by_group = params.group_size is not None
+            arguments = (stored, *pair, params.group_size if by_group else params.axis)
+            overload = _OPS.dequantize_per_group.default if by_group else _OPS.dequantize_per_channel.default
         dequantized = model.graph.call_function(overload, arguments)
     dequantized.meta = dict(node.meta)
     node.replace_all_uses_with(dequantized)

@@ -5,10 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
+from qlib.arith import broadcast
 from qlib.graph import add_buffer, attribute, finish, get_attr, op_name
+from qlib.ops import BY_HEAD
 
-# The operators that a batch normalisation may follow, with the axis of the weight that counts output channels.
-FOLDABLE = {"aten::conv1d": 0, "aten::conv2d": 0, "aten::conv3d": 0, "aten::linear": 0}
+# The operators that a batch normalisation may follow, as the rows that are tried first for them say where their weight,
+# its axis of output channels and their groups are.
+FOLDABLE = {
+    name: BY_HEAD[name][0]
+    for name in ("aten::linear", *(f"aten::conv{kind}{dim}d" for kind in ("", "_transpose") for dim in (1, 2, 3)))
+}
 
 
 def fold_batch_norm(model: fx.GraphModule) -> fx.GraphModule:
@@ -41,6 +47,17 @@ def _can_fold(norm: fx.Node) -> bool:
     )
 
 
+def _along_weight(factor: Tensor, layer: fx.Node, weight: Tensor) -> Tensor:
+    """One factor per output channel, shaped to meet the weight's elements that make that channel."""
+    row = FOLDABLE[op_name(layer)]
+    if row.groups is None:
+        return broadcast(factor, row.weight_axis, weight.dim())
+    # Input channels stand first, those of one group side by side; each group has output channels of its own.
+    groups = int(layer.args[row.groups])  # type: ignore[arg-type]
+    by_input = factor.reshape(groups, -1).repeat_interleave(weight.shape[0] // groups, 0)
+    return by_input.reshape(*by_input.shape, *[1] * (weight.dim() - 2))
+
+
 def _fold(model: fx.GraphModule, layer: fx.Node, norm: fx.Node) -> None:
     def value(node: object, default: float, like: Tensor) -> Tensor:
         if isinstance(node, fx.Node):
@@ -52,9 +69,7 @@ def _fold(model: fx.GraphModule, layer: fx.Node, norm: fx.Node) -> None:
     variance = value(norm.args[4], 1.0, mean)
     gamma, beta = value(norm.args[1], 1.0, mean), value(norm.args[2], 0.0, mean)
     factor = gamma / torch.sqrt(variance + float(norm.args[7]))  # type: ignore[arg-type]
-    shape = [1] * weight.dim()
-    shape[FOLDABLE[op_name(layer)]] = -1
-    folded = (weight.double() * factor.reshape(shape)).to(weight.dtype)
+    folded = (weight.double() * _along_weight(factor, layer, weight)).to(weight.dtype)
     bias = ((value(layer.args[2], 0.0, mean) - mean) * factor + beta).to(weight.dtype)
 
     path = str(layer.meta.get("module_path", ""))

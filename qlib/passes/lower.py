@@ -14,6 +14,7 @@ from qlib.ops import Family, When
 from qlib.rewrite import Match, find
 
 _OPS = torch.ops.qlib
+_AT_RUN_TIME = (_OPS.dequantize_per_tensor.tensor, _OPS.dequantize_per_token.default)
 
 
 def lower(debug: fx.GraphModule) -> fx.GraphModule:
@@ -53,7 +54,9 @@ class _Integers:
 
 def _site(model: fx.GraphModule, match: Match, integers: _Integers) -> Site | None:
     """The place where `match` can be replaced, None where its operands or its result are not quantized as it needs."""
-    if match.op.when is When.DYNAMIC:
+    if match.op.when is When.WEIGHT_ONLY:
+        return Site(model, match)
+    if match.op.when is not When.STATIC:
         runtime = _runtime(match.operands[0])
         return None if runtime is None else Site(model, match, runtime=runtime)
     sources = [integers.behind(node) for node in match.operands]
@@ -69,7 +72,7 @@ def _site(model: fx.GraphModule, match: Match, integers: _Integers) -> Site | No
 
 
 def _runtime(node: fx.Node) -> Runtime | None:
-    if node.target is not _OPS.dequantize_per_tensor.tensor:
+    if node.target not in _AT_RUN_TIME:
         return None
     quantized, scale = node.args[:2]
     assert isinstance(quantized, fx.Node) and isinstance(scale, fx.Node)
@@ -100,7 +103,7 @@ def _replace(site: Site, integers: _Integers) -> None:
         call = call_at(site)
         node = graph.call_function(call.target, call.arguments)
     node.meta = {**place.meta, "replaces": place.name}
-    if site.result is None and site.runtime is None:
+    if site.sources and site.result is None:
         integers.add(tail, Source(node, site.sources[0].scale, site.sources[0].zero_point, site.sources[0].dtype))
         return
     place.replace_all_uses_with(node)

@@ -35,10 +35,12 @@ def prepare(model: fx.GraphModule, qconfig: QConfigMapping | QConfig | str | Non
 
 
 def _check_types(annotation: Annotation) -> None:
-    for placement in annotation.placements:
-        if placement.value.meta["dtype"] != torch.float32:
+    weights = [match.head.args[match.op.weight] for match in annotation.matches if match.op.weight is not None]
+    for value in (*(placement.value for placement in annotation.placements), *weights):
+        assert isinstance(value, fx.Node)
+        if value.meta["dtype"] != torch.float32:
             raise QConfigError(
-                f"expected float32 tensors to quantize, found {placement.value.meta['dtype']} at {placement.value}: "
+                f"expected float32 tensors to quantize, found {value.meta['dtype']} at {value}: "
                 "convert the module and its inputs by .float(), or leave this module in float by a QConfig of None"
             )
 
@@ -94,7 +96,7 @@ def _observe_weight(model: fx.GraphModule, match: Match, mapping: QConfigMapping
     assert qconfig is not None and qconfig.weight is not None and isinstance(weight, fx.Node)
     spec = qconfig.weight
     if spec.axis is not None:
-        spec = replace(spec, axis=match.op.weight_axis)
+        spec = replace(spec, axis=match.weight_axis)
     model.add_submodule(name, observer_for(spec))
     with model.graph.inserting_before(head):
         node = model.graph.call_module(name, (weight,))

@@ -189,6 +189,24 @@ def test_the_same_case_gives_the_same_record_but_for_its_seconds() -> None:
     assert one == two
 
 
+def test_a_spec_that_never_ends_meets_its_deadline() -> None:
+    case = case_of("""
+        module:
+          forward: |
+            def forward(self, x):
+                while True:
+                    x = x + 1
+                return x
+        inputs: {x: {shape: [2]}}
+        capture: [trace]
+        timeout: 0.3
+        expect: {debug_equal: 0 quanta}
+    """)
+    record = run(case)
+    assert (record.verdict, record.error) == (Verdict.TIMEOUT, "not done within 0.3 s")
+    assert run(first()).verdict is Verdict.NATIVE, "the timer is off again"
+
+
 def test_threads_and_random_state_are_left_as_they_were() -> None:
     threads, state = torch.get_num_threads(), torch.random.get_rng_state()
     run(first())

@@ -154,7 +154,7 @@ def test_arithmetic_is_quantized_only_where_all_its_inputs_are() -> None:
     assert half.name not in specs(found)
 
 
-SOFTMAX = (aten.softmax.int, (1,))
+LOG_SOFTMAX = (aten.log_softmax.int, (1,))
 FOLLOWERS: list[tuple[Any, tuple[Any, ...]]] = [
     (aten.relu.default, ()),
     (aten.sigmoid.default, ()),
@@ -176,7 +176,7 @@ def test_a_float_operator_ends_a_region(target: Any, args: tuple[Any, ...]) -> N
     draft = Draft()
     x = draft.input(2, 4)
     layer = draft.linear(x, 4)
-    soft = draft.call(SOFTMAX[0], layer, *SOFTMAX[1])
+    soft = draft.call(LOG_SOFTMAX[0], layer, *LOG_SOFTMAX[1])
     found = annotate(draft.done(draft.call(target, soft, *args)), DEFAULT)
     assert set(specs(found)) == {x.name, layer.name}
 
@@ -231,11 +231,32 @@ def test_a_dynamic_layer_in_a_static_model_quantizes_again() -> None:
     assert specs(found)[one.name] == [UINT8, replace(UINT8, observer="runtime")]
 
 
-@pytest.mark.parametrize("qconfig", [QConfig(None), QConfig(UINT8, None)])
-def test_a_layer_without_activation_or_weight_description_is_left_in_float(qconfig: QConfig) -> None:
+GROUPED = QSpec(DType.INT8, symmetric=True, group_size=2)
+
+
+@pytest.mark.parametrize("qconfig", [QConfig(None, None), QConfig(UINT8, None), QConfig(UINT8, GROUPED)])
+def test_a_layer_without_a_fitting_weight_description_is_left_in_float(qconfig: QConfig) -> None:
     draft = Draft()
     model = draft.done(draft.linear(draft.input(2, 4), 4))
     assert annotate(model, QConfigMapping(qconfig)).matches == ()
+
+
+@pytest.mark.parametrize(
+    ("preset", "name"),
+    [
+        ("weight_only_int8", "linear_weight_only"),
+        ("weight_only_int4", "linear_weight_only"),
+        ("fp16", "linear_dynamic_fp16"),
+        ("per_token", "linear_per_token_dynamic"),
+    ],
+)
+def test_the_qconfig_chooses_the_row(preset: str, name: str) -> None:
+    draft = Draft()
+    x = draft.input(2, 4)
+    found = annotate(draft.done(draft.linear(x, 4)), as_mapping(preset))
+    assert operators(found) == [name]
+    spec = PRESETS[preset].activation
+    assert specs(found) == ({} if spec is None else {x.name: [spec]})
 
 
 def test_integer_data_is_not_quantized() -> None:

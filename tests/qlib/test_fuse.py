@@ -77,11 +77,18 @@ def test_a_computed_weight_is_left_alone() -> None:
     assert names(folded(draft.done(draft.batch_norm(layer)))) == ["linear", "batch_norm"]
 
 
-def test_a_transposed_convolution_is_left_alone() -> None:
+@pytest.mark.parametrize(("inputs", "outputs", "groups"), [(3, 2, 1), (4, 6, 2), (4, 4, 4)])
+@pytest.mark.parametrize("dim", [1, 2, 3])
+def test_a_transposed_convolution_is_folded_by_group(dim: int, inputs: int, outputs: int, groups: int) -> None:
     draft = Draft()
-    layer = draft.call(aten.conv_transpose2d.input, draft.input(1, 3, 4, 4), draft.draw("up.weight", 3, 2, 2, 2))
+    target = {1: aten.conv_transpose1d.default, 2: aten.conv_transpose2d.input, 3: aten.conv_transpose3d.input}[dim]
+    weight = draft.draw("up.weight", inputs, outputs // groups, *[2] * dim)
+    window = ([2] * dim, [1] * dim, [1] * dim, groups, [1] * dim)
+    layer = draft.call(target, draft.input(2, inputs, *[4] * dim), weight, draft.draw("up.bias", outputs), *window)
     model = draft.done(draft.batch_norm(layer))
-    assert names(folded(model)) == ["conv_transpose2d", "batch_norm"]
+    after = folded(model)
+    assert names(after) == [f"conv_transpose{dim}d"]
+    assert_same(model, after)
 
 
 def test_a_weight_shared_by_two_layers_is_folded_for_each() -> None:

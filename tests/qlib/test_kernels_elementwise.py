@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -48,20 +49,35 @@ def operands(draw: st.DrawFn, shape: tuple[int, ...]) -> tuple[Tensor, float, in
 SHAPES = [((3, 5), (3, 5)), ((4, 1, 3), (2, 1)), ((0, 3), (3,)), ((), (7,)), ((1,), (1,))]
 
 
+PAIRS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "add": torch.add,
+    "add_relu": torch.add,
+    "sub": torch.sub,
+    "sub_relu": torch.sub,
+    "mul": torch.mul,
+    "mul_relu": torch.mul,
+    "maximum": torch.maximum,
+    "minimum": torch.minimum,
+}
+
+
+def test_every_operator_of_two_tensors_is_tried() -> None:
+    pairs = {op.short_name for op in OPS.values() if op.kernel in ("combine", "mul")}
+    assert pairs == set(PAIRS)
+
+
 def real(x: tuple[Tensor, float, int]) -> Tensor:
     return (x[0].double() - x[2]) * x[1]
 
 
 @pytest.mark.parametrize("name", BOTH)
-@pytest.mark.parametrize("op", ["add", "mul", "add_relu", "mul_relu"])
+@pytest.mark.parametrize("op", sorted(PAIRS))
 @given(data=st.data())
 def test_two_tensors(name: str, op: str, data: st.DataObject) -> None:
     a, b = (data.draw(operands(shape)) for shape in data.draw(st.sampled_from(SHAPES)))
-    if op.startswith("add"):
-        value, size, unit = real(a) + real(b), real(a).abs() + real(b).abs(), a[1] + b[1]
-    else:
-        value, size, unit = real(a) * real(b), (real(a) * real(b)).abs(), a[1] * b[1] * 100
-    target = data.draw(targets(unit))
+    value = PAIRS[op](real(a), real(b))
+    size = value.abs() if op.startswith("mul") else real(a).abs() + real(b).abs()
+    target = data.draw(targets(a[1] * b[1] * 100 if op.startswith("mul") else a[1] + b[1]))
     with implementation(name):
         found = getattr(ops, op)(*a, *b, *target.arguments)
     assert errors(found, value / target.scale, size / target.scale, target) == 0
@@ -130,16 +146,27 @@ ACTIVATIONS: dict[str, tuple[Any, ...]] = {
     "leaky_relu": (0.2,),
     "silu": (),
     "gelu": (),
+    "celu": (0.7,),
+    "selu": (),
+    "softplus": (2.0, 3.0),
+    "mish": (),
+    "threshold": (0.4, -1.5),
+    "abs": (),
+    "neg": (),
+    "hardsigmoid": (),
     "sigmoid": (),
     "tanh": (),
     "add_scalar": (0.3,),
+    "sub_scalar": (0.3,),
     "mul_scalar": (-1.7,),
+    "div_scalar": (-0.7,),
+    "rsub_scalar": (1.3,),
 }
 
 
 def test_every_activation_is_tried() -> None:
     tables = {op.short_name for op in OPS.values() if op.kernel == "table"}
-    assert tables == {*ACTIVATIONS, "add_scalar_relu", "mul_scalar_relu"}
+    assert tables == {*ACTIVATIONS, "add_scalar_relu", "sub_scalar_relu", "mul_scalar_relu"}
 
 
 def float_op(name: str) -> Any:
@@ -183,3 +210,15 @@ def test_a_keyword_argument_is_in_the_table() -> None:
     target = Target(*next(n for n in found.final.graph.nodes if op_name(n) == "qlib::dequantize_per_tensor").args[1:])
     value = aten.gelu.default((every(torch.uint8).double() - zero_point) * scale, approximate="tanh") / target.scale
     assert torch.equal(attribute(found.final, str(node.args[1].target)).double(), exact(value, target))
+
+
+@pytest.mark.parametrize("slopes", [1, 4])
+@pytest.mark.parametrize("shape", [(9, 4), (2, 4, 3), (2, 4, 2, 3)])
+def test_a_learned_slope_is_that_of_its_channel(slopes: int, shape: tuple[int, ...]) -> None:
+    draft = Draft()
+    curve = draft.call(aten.prelu.default, draft.input(*shape), draft.draw("act.weight", slopes))
+    found = forms(draft.done(curve))
+    assert names(found.final) == ["quantize_per_tensor", "prelu", "dequantize_per_tensor"]
+    node = next(n for n in found.final.graph.nodes if op_name(n) == "qlib::prelu")
+    assert attribute(found.final, str(node.args[1].target)).numel() == 256 * slopes
+    assert torch.equal(found.final(*found.inputs), found.debug(*found.inputs))

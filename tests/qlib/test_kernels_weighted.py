@@ -159,6 +159,17 @@ def test_convolution(name: str, layer: Layer) -> None:
     assert layer.wrong(name) == 0
 
 
+@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize(("size", "dilation", "padding"), [(1, 2, 1), (1, 3, 2), (2, 3, 1), (2, 4, 3)])
+def test_a_window_that_reaches_over_the_whole_input(name: str, size: int, dilation: int, padding: int) -> None:
+    random = torch.Generator().manual_seed(3)
+    x = torch.randint(0, 256, (2, 3, 4, size), dtype=torch.uint8, generator=random)
+    w = torch.randint(-127, 128, (5, 3, 1, 2), dtype=torch.int8, generator=random)
+    window = ([1, 1], [0, padding], [1, dilation], 1)
+    layer = Layer(x, 0.1, 98, w, torch.tensor(0.1), torch.tensor(0), None, Target(9.0, 100), window)
+    assert layer.wrong(name) == 0
+
+
 def by_hand(layer: Layer) -> list[list[int]]:
     """A linear layer in Python's integers and fractions."""
     t, rows = layer.target, []
@@ -389,3 +400,14 @@ t.test_data_that_is_not_contiguous("fast")
 def test_without_vnni_instructions_the_fast_form_is_still_right() -> None:
     # Set before torch is imported, since oneDNN reads it once.
     assert alone(f"import os\nos.environ['ONEDNN_MAX_CPU_ISA'] = 'AVX2'\n{WITHOUT_VNNI}") == ""
+
+
+@pytest.mark.parametrize("name", list(Implementation))
+def test_windows_whose_taps_all_fall_into_the_padding(name: str) -> None:
+    x = torch.full((1, 4, 1, 1), 200, dtype=torch.uint8)
+    w = torch.full((4, 4, 1, 2), 100, dtype=torch.int8)
+    parameters = (torch.full((4,), 0.1), torch.zeros(4, dtype=torch.int32), None)
+    window = ([1, 1], [1, 1], [2, 2], 1)
+    with implementation(name):
+        y = torch.ops.qlib.conv2d(x, 0.1, 7, w, *parameters, *window, 0.5, 100, 0, 255, torch.uint8)
+    assert y.flatten().tolist() == [100] * y.numel()

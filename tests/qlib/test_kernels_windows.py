@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from graphs import Draft, aten, forms, names
 from hypothesis import given
 from hypothesis import strategies as st
 from ties import Target, errors
-from torch import Tensor
+from torch import Tensor, fx
 
 from qlib.executed import executed_ops
 from qlib.kernels import Implementation, implementation
@@ -120,18 +121,29 @@ MOVES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "select": (aten.select.int, (1, 2)),
     "repeat": (aten.repeat.default, ([2, 1, 1, 2],)),
     "expand": (aten.expand.default, ([5, 2, 3, 4],)),
+    "pixel_shuffle": (aten.pixel_shuffle.default, (1,)),
+    "pixel_unshuffle": (aten.pixel_unshuffle.default, (1,)),
+    "channel_shuffle": (aten.channel_shuffle.default, (3,)),
+    "roll": (aten.roll.default, ([1, 2], [0, -1])),
+    "flip": (aten.flip.default, ([0, 2],)),
+    "rot90": (aten.rot90.default, (1, [0, 2])),
+    "tile": (aten.tile.default, ([2, 1],)),
+    "repeat_interleave": (aten.repeat_interleave.self_int, (2, 1)),
+    "amax": (aten.amax.default, ([0, 2], True)),
+    "amin": (aten.amin.default, ([], False)),
     "constant_pad_nd": (aten.constant_pad_nd.default, ([1, 2],)),
 }
 
 
+@pytest.mark.parametrize("preset", ["default", "int8", "int16"])
 @pytest.mark.parametrize("name", sorted(MOVES))
-def test_data_is_moved_as_integers(name: str) -> None:
+def test_data_is_moved_as_integers(name: str, preset: str) -> None:
     draft = Draft()
     layer = draft.linear(draft.input(2, 3, 6), 4)
     target, args = MOVES[name]
     moved = draft.call(target, layer, *args)
     model = draft.done(moved)
-    found = forms(model)
+    found = forms(model, preset)
     assert names(found.final) == ["quantize_per_tensor", "linear", name, "dequantize_per_tensor"]
     assert executed_ops(found.final)[f"quantized::{name}"] == 1
     assert torch.equal(found.final(*found.inputs), found.debug(*found.inputs))
@@ -141,6 +153,7 @@ LISTS: dict[str, tuple[Any, Any]] = {
     "chunk": (aten.chunk.default, 2),
     "split": (aten.split.Tensor, 3),
     "split_with_sizes": (aten.split_with_sizes.default, [1, 3]),
+    "tensor_split": (aten.tensor_split.indices, [1]),
 }
 
 
@@ -156,6 +169,67 @@ def test_pieces_are_taken_from_integers(name: str) -> None:
     assert names(found.final) == wanted
     for a, b in zip(found.final(*found.inputs), found.debug(*found.inputs), strict=True):
         assert torch.equal(a, b)
+
+
+PICKS: dict[str, tuple[Any, Callable[[fx.Node], tuple[Any, ...]]]] = {
+    "index": (aten.index.Tensor, lambda index: ([None, index],)),
+    "index_select": (aten.index_select.default, lambda index: (1, index)),
+    "gather": (aten.gather.default, lambda index: (1, index)),
+}
+
+
+@pytest.mark.parametrize("name", sorted(PICKS))
+def test_indices_are_left_as_they_are(name: str) -> None:
+    draft = Draft()
+    layer = draft.linear(draft.input(2, 6), 4)
+    index = torch.tensor([3, 0, 3])
+    target, args = PICKS[name]
+    where = draft.constant("index", index.expand(2, 3).clone() if name == "gather" else index)
+    found = forms(draft.done(draft.call(target, layer, *args(where))))
+    assert names(found.final) == ["quantize_per_tensor", "linear", name, "dequantize_per_tensor"]
+    assert executed_ops(found.final)[f"quantized::{name}"] == 1
+    assert torch.equal(found.final(*found.inputs), found.debug(*found.inputs))
+
+
+def test_all_indices_along_a_dimension() -> None:
+    draft = Draft()
+    layer = draft.linear(draft.input(2, 6), 4)
+    pieces = draft.call(aten.unbind.int, layer, 0)
+    found = forms(draft.done(*[draft.call(operator.getitem, pieces, i) for i in (1, 0)]))
+    assert names(found.final) == ["quantize_per_tensor", "linear", "unbind", *["dequantize_per_tensor"] * 2]
+
+
+ORDERED: dict[str, tuple[Any, ...]] = {"sort": (1, True), "topk": (2, 1, False)}
+
+
+@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("op", sorted(ORDERED))
+@pytest.mark.parametrize("dtype", TYPES)
+def test_values_in_order(name: str, op: str, dtype: torch.dtype) -> None:
+    info = torch.iinfo(dtype)
+    x = torch.randint(info.min, info.max + 1, (3, 5, 2), generator=torch.Generator().manual_seed(2)).to(dtype)
+    with implementation(name):
+        found = getattr(ops, op)(x, *ORDERED[op])
+    assert found.dtype is dtype
+    assert torch.equal(found.long(), getattr(torch, op)(x.long(), *ORDERED[op])[0])
+
+
+def test_an_order_whose_indices_are_used_stays_in_float() -> None:
+    draft = Draft()
+    pair = draft.call(aten.sort.default, draft.linear(draft.input(2, 6), 4), 1)
+    found = forms(draft.done(*[draft.call(operator.getitem, pair, i) for i in (0, 1)]))
+    assert names(found.final) == ["quantize_per_tensor", "linear", "dequantize_per_tensor", "sort"]
+
+
+@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("dtype", TYPES)
+@given(size=st.lists(st.integers(1, 40), min_size=2, max_size=2))
+def test_nearest_elements(name: str, dtype: torch.dtype, size: list[int]) -> None:
+    info = torch.iinfo(dtype)
+    x = torch.randint(info.min, info.max + 1, (2, 3, 5, 7), generator=torch.Generator().manual_seed(2)).to(dtype)
+    with implementation(name):
+        found = ops.upsample_nearest2d(x, size, None)
+    assert torch.equal(found.float(), torch.nn.functional.interpolate(x.float(), size))
 
 
 def test_padding_with_anything_but_zero_stays_in_float() -> None:

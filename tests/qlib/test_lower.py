@@ -49,9 +49,9 @@ def test_a_relu_with_its_own_none_runs_in_float() -> None:
 
 def test_a_float_operator_between_two_regions() -> None:
     draft = Draft()
-    soft = draft.call(aten.softmax.int, draft.linear(draft.input(2, 3), 4), 1)
+    soft = draft.call(aten.log_softmax.int, draft.linear(draft.input(2, 3), 4), 1)
     found = forms(draft.done(draft.linear(soft, 2, "fc2")))
-    assert names(found.final) == [Q, "linear", DQ, "softmax", Q, "linear", DQ]
+    assert names(found.final) == [Q, "linear", DQ, "log_softmax", Q, "linear", DQ]
 
 
 def test_a_residual() -> None:
@@ -158,7 +158,28 @@ def test_a_graph_without_quantization_is_left_as_it_is() -> None:
     assert isinstance(found.final, fx.GraphModule)
 
 
-@pytest.mark.parametrize("preset", sorted(PRESETS))
+WITH_FLOAT_RESULTS = {
+    "per_token": "per_token_dynamic",
+    "per_token_symmetric": "per_token_dynamic",
+    "weight_only_int8": "weight_only",
+    "weight_only_int4": "weight_only",
+    "embedding_byte": "weight_only",
+    "embedding_4bit": "weight_only",
+    "fp16": "dynamic_fp16",
+}
+
+
+@pytest.mark.parametrize("preset", sorted(WITH_FLOAT_RESULTS))
+def test_presets_with_float_results_are_lowered(preset: str) -> None:
+    draft = Draft()
+    hidden = draft.relu(draft.linear(draft.input(8, 6), 7, "one"))
+    found = forms(draft.done(draft.linear(hidden, 5, "two")), preset)
+    tail = WITH_FLOAT_RESULTS[preset]
+    assert names(found.final) == [f"linear_relu_{tail}", f"linear_{tail}"]
+    assert torch.allclose(found.final(*found.inputs), found.debug(*found.inputs), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS.keys() - WITH_FLOAT_RESULTS.keys()))
 def test_every_preset_is_lowered(preset: str) -> None:
     draft = Draft()
     hidden = draft.relu(draft.linear(draft.input(8, 6), 7, "one"))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import pytest
@@ -70,6 +71,13 @@ ROWS = [
     (aten.multiply.Tensor, (2,), (3,), "aten.mul.Tensor", (3,)),
     (aten.to.dtype, (2,), (torch.float64,), "aten.to.dtype", (torch.float64, False, False, None)),
     (aten.dropout.default, (2,), (0.5, True), "aten.dropout.default", (0.5, True)),
+    (aten.mean.default, (2, 3), (), "aten.mean.dim", (None, False)),
+    (aten.sum.default, (2, 3), (), "aten.sum.dim_IntList", (None, False)),
+    (aten.max.default, (2, 3), (), "aten.amax.default", ([], False)),
+    (aten.min.default, (2, 3), (), "aten.amin.default", ([], False)),
+    (aten.upsample_nearest1d.default, (1, 2, 3), ([5],), "aten.upsample_nearest1d.vec", ([5], None)),
+    (aten.upsample_linear1d.default, (1, 2, 3), ([5], True), "aten.upsample_linear1d.vec", ([5], True, None)),
+    (aten.upsample_nearest1d.default, (1, 2, 3), ([5], 2.0), "aten.upsample_nearest1d.default", ([5], 2.0)),
     (aten.clamp_min.default, (2,), (0,), "aten.clamp_min.default", (0,)),
 ]
 
@@ -83,6 +91,37 @@ def test_rewrites(target: Any, shape: tuple[int, ...], args: tuple[Any, ...], na
     assert call(graph) == (name, expected, {})
     if before is not None:
         assert torch.equal(fx.GraphModule({}, graph)(value), before)
+
+
+def test_a_reduction_keeps_the_type_that_it_is_asked_for() -> None:
+    graph, _ = one(aten.sum.default, (2, 3), dtype=torch.float64)
+    normalize(graph)
+    assert call(graph) == ("aten.sum.dim_IntList", (None, False), {"dtype": torch.float64})
+
+
+@pytest.mark.parametrize("used", [[0], [1], [0, 1]])
+@pytest.mark.parametrize("name", ["max", "min"])
+def test_an_extremum_without_its_indices(name: str, used: list[int]) -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    x.meta = {"shape": (2, 3), "dtype": torch.float32}
+    pair = graph.call_function(getattr(aten, name).dim, (x, 1, True))
+    items = [graph.call_function(operator.getitem, (pair, i)) for i in (0, 1)]
+    for item, dtype in zip(items, (torch.float32, torch.int64), strict=True):
+        item.meta = {"shape": (2, 1), "dtype": dtype}
+    graph.output(tuple(items[i] for i in used))
+    value = torch.randn(2, 3)
+    before = fx.GraphModule({}, graph)(value)
+    normalize(graph)
+    targets = [str(node.target) for node in graph.nodes if node.op == "call_function"]
+    assert (targets == [f"aten.a{name}.default"]) == (used == [0])
+    assert all(torch.equal(*both) for both in zip(fx.GraphModule({}, graph)(value), before, strict=True))
+
+
+def test_extrema_of_two_tensors_have_names_of_their_own() -> None:
+    graph, _ = one(aten.max.other, (2,), torch.ones(2))
+    normalize(graph)
+    assert [str(n.target) for n in graph.nodes if n.op == "call_function"] == ["aten.maximum.default"]
 
 
 IDENTITIES = [

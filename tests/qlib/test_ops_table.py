@@ -48,6 +48,34 @@ def sample_conv(op: Op) -> tuple[Any, ...]:
     return (stored(2, 3, *[6] * dim), 0.1, 7, *weight(4, 3, *[3] * dim), None, *window, *RESULT)
 
 
+def sample_conv_dynamic(op: Op) -> tuple[Any, ...]:
+    dim = digit(op)
+    x = torch.linspace(-1, 1, 6 * 6**dim).reshape(2, 3, *[6] * dim)
+    window = ([2] * dim, [1] * dim, [1] * dim, 1)
+    return (x, *weight(4, 3, *[3] * dim), torch.arange(4.0), *window, 0, 255, False, torch.uint8)
+
+
+def sample_conv_transpose(op: Op) -> tuple[Any, ...]:
+    dim = digit(op)
+    w, scale, zero_point = weight(4, 3, *[3] * dim)
+    window = ([2] * dim, [1] * dim, [1] * dim, 2, [1] * dim)
+    return (stored(2, 4, *[5] * dim), 0.1, 7, w, scale[0], zero_point[0], None, *window, *RESULT)
+
+
+def sample_linear_weight_only(op: Op) -> tuple[Any, ...]:
+    scale = torch.rand(4, 3) + 0.5
+    return (torch.randn(2, 3, 5), stored(4, 5, dtype=torch.int8), scale, torch.ones(4, 3), 2, torch.arange(4.0))
+
+
+def sample_table(*rest: Any) -> Callable[[Op], tuple[Any, ...]]:
+    """A table of 4 rows, and what is looked up in it."""
+    return lambda op: (stored(4, 5), torch.rand(4) + 0.5, torch.arange(4, dtype=torch.int32), None, *rest)
+
+
+def sample_matmul(op: Op) -> tuple[Any, ...]:
+    return (stored(2, 3, 4), 0.1, 7, stored(2, 4, 5), 0.2, 9, *RESULT)
+
+
 def sample_binary(op: Op) -> tuple[Any, ...]:
     return (stored(2, 3, 4), 0.1, 7, stored(3, 1), 0.2, 9, *RESULT)
 
@@ -56,8 +84,35 @@ def sample_join(op: Op) -> tuple[Any, ...]:
     return ([stored(2, 3, 4), stored(2, 3, 4)], [0.1, 0.2], [7, 9], 1, *RESULT)
 
 
+# What follows the data in calls of operators that are not windows with a size for each dimension.
+ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "sort": (1, True),
+    "topk": (2, 0, False, True),
+    "upsample_nearest1d": ([7], None),
+    "upsample_nearest2d": (None, [1.5, 2.0]),
+    "upsample_nearest3d": ([3, 7, 5], None),
+    "upsample_linear1d": ([7], False, None),
+    "upsample_bilinear2d": (None, False, [1.5, 2.0]),
+    "upsample_trilinear3d": ([3, 7, 5], True, None),
+    "mean": ([0, -1], True),
+    "sum": (None, False),
+    "layer_norm": ([3, 4], torch.randn(3, 4), None, 1e-5, False),
+    "group_norm": (1, torch.randn(3), torch.randn(3), 1e-5, False),
+    "instance_norm": (None, torch.randn(3), None, None, True, 0.1, 1e-5, False),
+    "softmax": (1, None),
+}
+
+
+def data(op: Op) -> Tensor:
+    return stored(2, 3, *([6] * digit(op) if op.name[-1] == "d" else [4]))
+
+
 def sample_monotone(op: Op) -> tuple[Any, ...]:
-    return (stored(2, 3, *[6] * digit(op)), [2] * digit(op))
+    return (data(op), *(ARGUMENTS[op.short_name] if op.short_name in ARGUMENTS else ([2] * digit(op),)))
+
+
+def sample_computed(op: Op) -> tuple[Any, ...]:
+    return (data(op), 0.1, 7, *ARGUMENTS[op.short_name], *RESULT)
 
 
 def sample_averaging(op: Op) -> tuple[Any, ...]:
@@ -67,10 +122,21 @@ def sample_averaging(op: Op) -> tuple[Any, ...]:
 SAMPLES: dict[str, Callable[[Op], tuple[Any, ...]]] = {
     "linear": sample_linear,
     "linear_dynamic": sample_linear_dynamic,
+    "linear_per_token": sample_linear_dynamic,
+    "linear_weight_only": sample_linear_weight_only,
+    "linear_fp16": lambda op: (torch.randn(2, 3, 5), torch.randn(4, 5).half(), None),
     "conv": sample_conv,
+    "conv_dynamic": sample_conv_dynamic,
+    "conv_transpose": sample_conv_transpose,
+    "embedding": sample_table(torch.tensor([[3, 0, 0], [1, 2, 3]])),
+    "embedding_bag": sample_table(torch.tensor([3, 0, 0, 1, 2]), torch.tensor([0, 2, 2]), 1, False),
+    "matmul": sample_matmul,
     "table": lambda op: (stored(2, 3, 4), stored(256)),
     "channel_table": lambda op: (stored(2, 3, 4), stored(3, 256)),
-    "add": sample_binary,
+    "parametric_table": lambda op: (stored(2, 3, 4), stored(3, 256)),
+    "computed": sample_computed,
+    "homogeneous": sample_computed,
+    "combine": sample_binary,
     "mul": sample_binary,
     "join": sample_join,
     "monotone": sample_monotone,
@@ -85,7 +151,7 @@ def test_no_two_rows_have_one_name() -> None:
 
 
 def test_no_two_rows_stand_for_the_same_thing() -> None:
-    keys = [(op.chain, op.when, op.operands) for op in ROWS]
+    keys = [(op.chain, op.when, op.operands, op.overload, op.weight_types) for op in ROWS]
     assert len(set(keys)) == len(keys)
 
 
@@ -96,7 +162,8 @@ def test_a_row_is_consistent(op: Op) -> None:
     assert op.doc and "\n" not in op.doc
     assert (op.weight is not None) == (op.family is Family.WEIGHTED)
     assert (op.interval is not None) == (op.family is Family.FIXED)
-    assert not set(op.operands) & set(op.parameters)
+    positions = [*op.operands, *op.parameters, *op.others]
+    assert len(set(positions)) == len(positions)
     for position in (op.weight, op.bias):
         assert position is None or position in op.parameters
     assert op.when is When.STATIC or op.family is Family.WEIGHTED
@@ -108,6 +175,9 @@ def test_a_chain_is_made_of_operators_that_torch_has(op: Op) -> None:
         if name != "getitem":
             schemas = torch._C._jit_get_schemas_for_operator(name)
             assert schemas, name
+    if op.overload:
+        packet = getattr(torch.ops.aten, op.chain[0].partition("::")[2])
+        assert op.overload in packet.overloads()
     if op.weight is not None and op.bias is not None:
         arguments = torch._C._jit_get_schemas_for_operator(op.chain[0])[0].arguments
         assert [arguments[op.weight].name, arguments[op.bias].name] == ["weight", "bias"]
@@ -172,6 +242,10 @@ BOUNDARY_SAMPLES: dict[str, tuple[Any, ...]] = {
     "dequantize_per_tensor.tensor": (stored(2, 3), torch.tensor(0.1), torch.tensor(3)),
     "dequantize_per_channel.default": (stored(2, 3), torch.ones(3), torch.zeros(3).int(), 1),
     "choose_qparams.default": (torch.randn(2, 3), 0, 255, False, torch.uint8),
+    "choose_qparams_per_token.default": (torch.randn(2, 3), 0, 255, False, torch.uint8),
+    "quantize_per_token.default": (torch.randn(2, 3), torch.ones(2, 1), torch.ones(2, 1).int(), *RESULT[2:]),
+    "dequantize_per_token.default": (stored(2, 3), torch.ones(2, 1), torch.ones(2, 1).int()),
+    "dequantize_per_group.default": (stored(2, 3), torch.ones(2, 2), torch.ones(2, 2).int(), 2),
 }
 
 

@@ -181,6 +181,8 @@ GROW: dict[str, Grow] = {
     "shifted": single(aten.add.Scalar, 0.9),
     "turned": single(aten.transpose.int, 2, 3),
     "softmax": single(aten.softmax.int, 1),
+    "group_norm": single(aten.group_norm.default, 1),
+    "difference": lambda draft, x, n: draft.call(aten.sub.Tensor, x, draft.call(aten.flip.default, x, [1])),
     "hardswish": single(aten.hardswish.default),
     "gelu": single(aten.gelu.default),
     "leaky_relu": single(aten.leaky_relu.default),

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from offered import offer
+from small_specs import LINEAR, cases_of
+
+from conformance.backend import Process
+from conformance.backends import BUILTIN, first_line, names, open_backend
+from conformance.backends import qlib as bundled
+from conformance.catalog import catalog
+from conformance.errors import EnvironmentTrouble, UsageError
+from conformance.spec import Capture, Mode, QConfigModel
+from conformance.vocabulary import resolve_operator
+
+
+@pytest.fixture
+def offers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    offer(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("name", BUILTIN)
+def test_every_backend_of_the_suite_opens_and_says_what_it_is(name: str) -> None:
+    about = open_backend(name).about()
+    assert about.name == name
+    assert about.versions["torch"] == str(torch.__version__)
+    assert about.modes <= {str(mode) for mode in Mode}
+    assert about.captures <= {str(capture) for capture in Capture}
+    assert first_line(name).endswith(".")
+
+
+def test_naming_backends_imports_no_torch() -> None:
+    script = "import sys; from conformance.backends import names, open_backend; names(); open_backend('qlib')"
+    script += "; from conformance.backends.qlib import vocabulary; vocabulary(); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.usefixtures("offers")
+def test_other_distributions_offer_backends() -> None:
+    assert names()["chatty"] == "odd_backends_of_test:chatty"
+    assert open_backend("chatty:anything").about().process is Process.OWN
+    assert first_line("chatty") == "Prints to standard output, by Python and below it."
+
+
+@pytest.mark.usefixtures("offers")
+def test_nobody_takes_the_place_of_a_bundled_backend() -> None:
+    assert names()["qlib"] == BUILTIN["qlib"]
+    assert open_backend("qlib").about().name == "qlib"
+
+
+@pytest.mark.usefixtures("offers")
+@pytest.mark.parametrize("name", ["uninstalled", "renamed"])
+def test_a_backend_that_can_not_be_imported_is_trouble_with_the_environment(name: str) -> None:
+    with pytest.raises(EnvironmentTrouble, match=f"backend '{name}' can't be imported from"):
+        open_backend(name)
+
+
+@pytest.mark.usefixtures("offers")
+def test_the_list_of_backends_shows_those_that_can_not_be_imported() -> None:
+    lines = catalog("backends")
+    assert set(lines) >= {*BUILTIN, "chatty", "uninstalled", "renamed"}
+    assert "no_such_package_of_test" in lines["uninstalled"]
+    assert "no_such_function" in lines["renamed"]
+
+
+def test_a_name_that_does_not_exist_gets_a_suggestion() -> None:
+    with pytest.raises(UsageError, match=r"no backend is named 'qlip'\. Did you mean 'qlib'\? Expected one of: .*hangs"):
+        open_backend("qlip")
+
+
+def test_targets_of_the_bundled_library() -> None:
+    assert open_backend("qlib") == open_backend("qlib:fast") != open_backend("qlib:reference")
+    with pytest.raises(UsageError, match="expected 'fast' or 'reference'"):
+        open_backend("qlib:slow")
+
+
+def test_both_kernels_run_the_same_operators_in_the_same_steps() -> None:
+    from conformance.engine import run_case
+
+    for case in cases_of(LINEAR):
+        trials = [run_case(case, open_backend(f"qlib:{kernels}"), "qlib") for kernels in ("fast", "reference")]
+        first, second = (trial.evidence for trial in trials)
+        assert first is not None and second is not None
+        assert first.ops == second.ops
+        assert first.quanta == second.quanta
+
+
+def test_the_vocabulary_is_that_of_the_operator_table() -> None:
+    words = bundled.vocabulary()
+    assert {"quantized::linear_relu", "quantized::quantize_per_tensor"} <= words.operators
+    assert {"aten::linear", "aten::relu"} <= words.float_operators
+    assert not words.operators & words.float_operators
+    assert set(words.aliases.values()) <= words.operators
+    assert set(catalog("ops")) == words.operators
+    assert set(catalog("qconfigs")) == words.qconfigs
+    assert set(catalog("observers")) == words.observers
+    assert set(catalog("modes")) == bundled.MODES
+
+
+@pytest.mark.parametrize(
+    ("written", "canonical"),
+    [
+        ("quantized::linear_relu", "quantized::linear_relu"),
+        ("quantized::add(", "quantized::add"),
+        ("quantized::batch_norm2d_relu", "quantized::batch_norm_relu"),
+        ("aten::quantize_per_tensor", "quantized::quantize_per_tensor"),
+        ("aten::dequantize", "quantized::dequantize_per_tensor"),
+        ("aten::clamp", "quantized::clamp"),
+        ("aten::hardtanh_", "quantized::hardtanh"),
+        ("aten::max_pool2d", "quantized::max_pool2d"),
+        ("aten::sigmoid", "quantized::sigmoid"),
+        ("aten::add", "aten::add"),
+        ("aten::add_(", "aten::add"),
+        ("aten::mul", "aten::mul"),
+        ("aten::cat", "aten::cat"),
+        ("aten::linear", "aten::linear"),
+        ("aten::conv2d", "aten::conv2d"),
+    ],
+)
+def test_spellings_of_other_suites(written: str, canonical: str) -> None:
+    assert bundled.canonical(written) == canonical
+    assert bundled.canonical(canonical) in {canonical, resolve_operator(canonical, bundled.vocabulary())}
+
+
+@pytest.mark.parametrize("name", ["quantized::linaer", "quantized::linear((", "linear", ""])
+def test_spellings_that_mean_nothing(name: str) -> None:
+    with pytest.raises(UsageError):
+        bundled.canonical(name)
+
+
+def test_a_qconfig_of_a_spec_becomes_the_librarys_own() -> None:
+    from qlib import PRESETS, DType, QConfigMapping
+
+    assert bundled.mapping_of(None) == QConfigMapping(PRESETS["default"])
+    written = {
+        "default": "int8",
+        "modules": {"0.fc": None},
+        "types": {
+            "nn.Linear": {
+                "activation": {"dtype": "uint8", "qmin": 0, "qmax": 127, "observer": "histogram"},
+                "weight": {"dtype": "int8", "symmetric": True, "axis": 0},
+                "output": {"dtype": "int8", "observer": "fixed", "scale": 0.5, "zero_point": 3},
+            }
+        },
+    }
+    mapping = bundled.mapping_of(QConfigModel.model_validate(written, context=bundled.vocabulary()))
+    assert (mapping.default, dict(mapping.modules)) == (PRESETS["int8"], {"0.fc": None})
+    rule = mapping.types["nn.Linear"]
+    assert rule is not None and rule.activation is not None and rule.weight is not None and rule.output is not None
+    assert (rule.activation.dtype, rule.activation.range, rule.activation.observer) == (DType.UINT8, (0, 127), "histogram")
+    assert (rule.weight.symmetric, rule.weight.axis) == (True, 0)
+    assert (rule.output.scale, rule.output.zero_point) == (0.5, 3)
+
+
+def test_every_preset_is_described_in_one_line() -> None:
+    for text in catalog("qconfigs").values():
+        assert text.startswith("activations ") and "; weights " in text and "\n" not in text

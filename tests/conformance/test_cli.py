@@ -1,0 +1,429 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+from offered import offer
+from small_specs import LINEAR, VERDICTS, written
+
+from conformance import __main__ as command_line
+from conformance.backends.qlib import vocabulary
+from conformance.case import expand
+from conformance.catalog import CATALOGS, catalog
+from conformance.load import load
+from conformance.places import bundled_specs
+from conformance.record import Verdict
+from conformance.report import FORMATS
+from conformance.spec import json_schema
+from conformance.store import read
+
+MISTAKEN = """\
+spec: 1
+suite: small
+cases:
+  - id: linear
+    why: two mistakes
+    module: nn.Liner(30, 20)
+    inputs: {x: {shape: [4, 30]}}
+    expects: {}
+    expect: {ops: {quantized::linear: 1}}
+"""
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command said and how it ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Said]
+
+
+@pytest.fixture
+def conformance(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+    """Run the command line in this process, in an empty folder."""
+
+    def run(*arguments: object) -> Said:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["conformance", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            command_line.main()
+        said = capsys.readouterr()
+        return Said(int(ended.value.code or 0), said.out, said.err)
+
+    return run
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    return written(tmp_path)
+
+
+def verdicts(results: Path) -> dict[tuple[str, str], Verdict]:
+    return {(record.backend, record.subject.case): record.verdict for record in read(results).records}
+
+
+# ---- run
+
+
+def test_a_run_of_native_cases_ends_with_0_and_three_files(conformance: Command, small: Path, tmp_path: Path) -> None:
+    said = conformance("run", small)
+    assert (said.code, said.err) == (0, "")
+    assert "6 of 6" in said.out
+    for name in ("results.jsonl", "report.md", "report.html"):
+        assert (tmp_path / "results" / name).stat().st_size > 500
+        assert f"results/{name}" in said.out
+    found = read(tmp_path / "results" / "results.jsonl").run
+    assert (found.planned, found.command) == (6, f"conformance run {small}")
+
+
+def test_a_failure_ends_with_1_and_is_named(conformance: Command, tmp_path: Path) -> None:
+    path = written(tmp_path, VERDICTS, "verdicts")
+    said = conformance("run", path, "-o", tmp_path / "o")
+    assert said.code == 1
+    assert {case.partition("::")[2].partition("[")[0]: str(v) for (_, case), v in verdicts(tmp_path / "o" / "results.jsonl").items()} == {
+        name: name for name in ("native", "fallback", "wrong", "unsupported", "error", "vacuous")
+    }
+    for name in ("fallback", "wrong", "error", "vacuous"):
+        assert f"verdicts::{name}[static-export]" in said.out.replace("\n", "")
+
+
+def test_two_workers_find_what_one_process_finds(conformance: Command, tmp_path: Path) -> None:
+    path = written(tmp_path, VERDICTS, "verdicts")
+    codes = [conformance("run", path, "-n", n, "-o", tmp_path / str(n)).code for n in (1, 2)]
+    assert codes == [1, 1]
+    one, two = (verdicts(tmp_path / str(n) / "results.jsonl") for n in (1, 2))
+    assert one == two and len(one) == 6
+
+
+MINIATURES = {
+    "always-wrong": "wrong",
+    "off-by-one": "wrong",
+    "float-only": "fallback",
+    "claims-everything": "fallback",
+    "undeclared-refusal": "wrong",
+    "first-call-only": "wrong",
+}
+
+
+def test_the_miniatures_get_their_verdicts_here_too(conformance: Command, small: Path, tmp_path: Path) -> None:
+    backends = [word for name in MINIATURES for word in ("--backend", name)]
+    assert conformance("run", small, *backends).code == 1
+    found = verdicts(tmp_path / "results" / "results.jsonl")
+    assert len(found) == 6 * len(MINIATURES)
+    assert {(backend, str(verdict)) for (backend, _), verdict in found.items()} == set(MINIATURES.items())
+
+
+@pytest.mark.parametrize(("backend", "verdict", "seconds"), [("crashes", "crash", 60), ("hangs", "timeout", 1.5)])
+def test_those_that_crash_and_hang_get_theirs(
+    backend: str, verdict: str, seconds: float, conformance: Command, small: Path, tmp_path: Path
+) -> None:
+    said = conformance("run", small, "--backend", backend, "--mode", "dynamic", "--timeout", seconds)
+    assert said.code == 1
+    assert [str(each) for each in verdicts(tmp_path / "results" / "results.jsonl").values()] == [verdict]
+
+
+def test_cases_are_chosen_by_mode_capture_and_text(conformance: Command, small: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results" / "results.jsonl"
+    for options, count in (
+        (["--mode", "dynamic"], 1),
+        (["--mode", "dynamic", "--mode", "static"], 6),
+        (["--capture", "trace"], 2),
+        (["-k", "bias=true"], 2),
+        (["--capture", "export", "-k", "linear_relu"], 2),
+    ):
+        assert conformance("run", small, *options).code == 0
+        assert len(read(results).records) == count
+    said = conformance("run", small, "-k", "conv")
+    assert (said.code, said.err) == (2, "none of the 6 cases is left by --mode, --capture and -k\n")
+
+
+def test_folders_are_searched(conformance: Command, tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    written(tmp_path / "a" / "b", LINEAR)
+    written(tmp_path / "a", LINEAR.replace("suite: small", "suite: other"), "other")
+    assert "12 of 12" in conformance("run", tmp_path / "a").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["run", "{small}", "--backend", "qlibb"], 2, "Did you mean 'qlib'?"),
+        (["run", "{small}", "--backend", "qlib:fastt"], 2, "expected 'fast' or 'reference'"),
+        (["run", "{small}", "--mode", "sttic"], 2, "'sttic' is not one of"),
+        (["run", "{small}", "-n", "0"], 2, "0 is not in the range"),
+        (["run", "{small}", "--no-such-option"], 2, "No such option"),
+        (["run", "{tmp}/nowhere"], 2, "no such file or folder"),
+        (["run", "{tmp}/empty"], 2, "no *.qspec.yaml file"),
+        (["run", "{tmp}/bad.qspec.yaml"], 2, "Did you mean"),
+        (["run", "{small}", "-o", "{tmp}/file/below"], 3, "can't be written"),
+        (["run", "{small}", "--backend", "uninstalled"], 3, "no_such_package_of_test"),
+        (["run", "{small}", "--backend", "dead"], 3, "exit status 9"),
+        (["frobnicate"], 2, "No such command"),
+        (["list", "everything"], 2, "is not one of"),
+        (["show", "no_such_case", "{small}"], 2, "no case is named 'no_such_case'"),
+        (["show", "linear", "{small}"], 2, "6 cases fit 'linear'"),
+        (["report", "{tmp}/missing.jsonl"], 2, "can't be read"),
+        (["report", "{small}"], 2, "head of a run"),
+    ],
+)
+def test_exit_codes_of_mistakes_and_of_the_environment(
+    arguments: list[str],
+    code: int,
+    text: str,
+    conformance: Command,
+    small: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    offer(tmp_path, monkeypatch)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    written(tmp_path, MISTAKEN, "bad")
+    said = conformance(*(word.format(small=small, tmp=tmp_path) for word in arguments))
+    assert said.code == code
+    assert text in said.err.replace("\n", " ")
+    assert "Traceback" not in said.err + said.out
+
+
+def test_results_of_an_earlier_run_outlive_a_misspelt_backend(conformance: Command, small: Path, tmp_path: Path) -> None:
+    conformance("run", small)
+    conformance("run", small, "--backend", "qlibb")
+    assert len(read(tmp_path / "results" / "results.jsonl").records) == 6
+
+
+def test_known_failures_are_no_failures_and_must_fail(
+    conformance: Command, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from conformance import known
+
+    (tmp_path / "expected").mkdir()
+    expected = tmp_path / "expected" / "float-only.yaml"
+    monkeypatch.setattr(known, "bundled_specs", lambda: tmp_path)
+    expected.write_text("- {case: 'small::*', verdict: fallback, reason: floats}\n")
+    assert conformance("run", small, "--backend", "float-only").code == 0
+    (tmp_path / "expected" / "qlib.yaml").write_text("- {case: 'small::linear[*', verdict: wrong, reason: old}\n")
+    said = conformance("run", small)
+    assert said.code == 1 and "old" in said.out
+    expected.write_text("- {case: a}\n")
+    said = conformance("run", small, "--backend", "float-only")
+    assert said.code == 2 and str(expected) in said.err
+
+
+# ---- interrupted
+
+
+@pytest.fixture
+def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    """The words of a command line that runs sixty cases, each of a tenth of a second or more."""
+    offer(tmp_path, monkeypatch)
+    spec = LINEAR.replace("bias: [true, false]", f"bias: [true], n: {list(range(1, 31))}").replace("30, 20, ", "30, ${n}, ")
+    return str(written(tmp_path, spec, "many")), "--backend", "slow"
+
+
+def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """A run of its own process group whose Ctrl-C works whatever the test runner has done with signals."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "conformance", "run", "-o", str(folder), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
+    )
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def recorded(folder: Path) -> int:
+    path = folder / "results.jsonl"
+    return path.read_bytes().count(b'{"record"') if path.exists() else 0
+
+
+def children(pid: int) -> list[int]:
+    """The processes that any of its threads has started."""
+    found = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            found += [int(word) for word in path.read_text().split()]
+    return found
+
+
+def gone(pid: int) -> bool:
+    with suppress(OSError):
+        return ") Z " in Path(f"/proc/{pid}/stat").read_text()
+    return True
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_results_of_a_run_that_was_killed_are_readable(
+    tmp_path: Path, workers: str, conformance: Command, many: tuple[str, ...]
+) -> None:
+    process = started(tmp_path, "-n", workers, *many)
+    try:
+        assert wait_for(lambda: recorded(tmp_path) >= 5)
+        served = children(process.pid)
+    finally:
+        process.kill()
+        process.communicate()
+    found = read(tmp_path / "results.jsonl")
+    assert found.run.planned > len(found.records) >= 5
+    assert found.damaged <= 1
+    said = conformance("report", tmp_path / "results.jsonl")
+    assert said.code == 0 and str(len(found.records)) in said.out
+    assert len(served) >= (int(workers) if workers != "1" else 0)
+    assert all(wait_for(lambda pid=pid: gone(pid), 20.0) for pid in served), "workers end with the one they work for"
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_an_interrupted_run_keeps_its_results(tmp_path: Path, workers: str, many: tuple[str, ...]) -> None:
+    process = started(tmp_path, "-n", workers, *many)
+    assert wait_for(lambda: recorded(tmp_path) >= 5)
+    served = children(process.pid)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "interrupted; what was recorded until now is kept" in err
+    assert "Traceback" not in err
+    found = read(tmp_path / "results.jsonl")
+    assert found.run.planned > len(found.records) >= 5 and found.damaged == 0
+    assert all(wait_for(lambda pid=pid: gone(pid), 5.0) for pid in served)
+
+
+def test_an_interrupted_run_leaves_no_hanging_worker(tmp_path: Path) -> None:
+    process = started(tmp_path / "o", "--backend", "hangs", str(written(tmp_path)))
+    try:
+        assert wait_for(lambda: bool(children(process.pid)))
+        time.sleep(4.0)  # the import of torch, and on into the hang
+        served = children(process.pid)
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert served and all(wait_for(lambda pid=pid: gone(pid), 5.0) for pid in served)
+
+
+# ---- list, lint, schema, show, report
+
+
+@pytest.mark.parametrize("what", CATALOGS)
+def test_every_table_is_listed_with_a_line_an_entry(what: str, conformance: Command) -> None:
+    said = conformance("list", what)
+    assert (said.code, said.err) == (0, "")
+    entries = catalog(what)
+    assert said.out.count("\n") == len(entries) > 0
+    for line, (name, doc) in zip(said.out.splitlines(), entries.items(), strict=True):
+        assert line.split()[0] == name
+        assert doc and line.endswith(doc)
+
+
+def test_cases_are_listed_by_id(conformance: Command, small: Path) -> None:
+    said = conformance("list", "cases", small, "--mode", "static", "-k", "bias=true")
+    assert [line.split("  ")[0] for line in said.out.splitlines()] == [
+        f"small::linear_relu[static-{capture}-bias=true]" for capture in ("export", "trace")
+    ]
+    assert all(line.endswith("  the pattern that every backend has") for line in said.out.splitlines())
+    everything = conformance("list", "cases").out.splitlines()
+    bundled = [case.id for path in sorted(bundled_specs().glob("*.qspec.yaml")) for case in expand(load(path, vocabulary()))]
+    assert [line.split("  ")[0] for line in everything] == bundled
+
+
+def test_lint_of_right_files(conformance: Command, small: Path) -> None:
+    said = conformance("lint", small)
+    assert (said.code, said.out) == (0, "1 files, 2 specs, 6 cases: no mistakes\n")
+
+
+def test_lint_prints_every_mistake_of_every_file_with_its_place(conformance: Command, small: Path, tmp_path: Path) -> None:
+    first, second = written(tmp_path, MISTAKEN, "first"), written(tmp_path, MISTAKEN, "second")
+    said = conformance("lint", tmp_path)
+    assert said.code == 2 and said.out == ""
+    for path in (first, second):
+        assert f"{path}:6:16: " in said.err or f"{path}:6:13: " in said.err
+        assert f"{path}:8:5: unknown key 'expects'" in said.err
+    assert said.err.count("    module: nn.Liner(30, 20)") == 2
+    assert said.err.endswith("4 mistake(s)\n")
+
+
+def test_lint_schema_and_list_need_no_torch(small: Path) -> None:
+    script = f"""if True:
+        import sys
+        from conformance.__main__ import cli
+        for words in (["lint", {str(small)!r}], ["lint"], ["schema"], ["list", "cases"], ["list", "ops"], ["--help"]):
+            cli(words, standalone_mode=False)
+            assert "torch" not in sys.modules, words
+    """
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_schema_is_printed(conformance: Command) -> None:
+    assert json.loads(conformance("schema").out) == json_schema()
+
+
+def test_a_case_is_shown(conformance: Command, small: Path) -> None:
+    said = conformance("show", "linear_relu[static-export-bias=true]", small)
+    assert said.code == 0
+    for text in ("id: linear_relu", "Linear(in_features=30", "quantized::linear_relu", "native", "milliseconds"):
+        assert text in said.out, text
+    assert conformance("show", "linear_relu[static-export-bias=t", small, "--backend", "always-wrong").code == 1
+
+
+def test_results_are_rendered_in_every_format(conformance: Command, small: Path, tmp_path: Path) -> None:
+    conformance("run", small, "--backend", "qlib", "--backend", "float-only")
+    results = tmp_path / "results" / "results.jsonl"
+    for name, (_, suffix) in FORMATS.items():
+        said = conformance("report", results, "--format", name)
+        assert (said.code, said.err) == (0, "")
+        assert "small" in said.out
+        target = tmp_path / "new" / f"report{suffix}"
+        assert conformance("report", results, "--format", name, "-o", target).out == f"written: {target}\n"
+        assert target.read_text().strip() == said.out.strip()
+    suite = ET.fromstring((tmp_path / "new" / "report.xml").read_text())
+    assert len(suite.findall(".//testcase")) == 12
+    assert len(suite.findall(".//failure")) == 6
+    assert conformance("report", results, "--format", "pdf").code == 2
+
+
+def test_a_damaged_file_is_rendered_and_said_to_be(conformance: Command, small: Path, tmp_path: Path) -> None:
+    conformance("run", small)
+    results = tmp_path / "results" / "results.jsonl"
+    results.write_bytes(results.read_bytes()[:-30])
+    said = conformance("report", results)
+    assert said.code == 0
+    assert said.err == f"{results}: 1 line(s) could not be read and are left out\n"
+
+
+def test_help_and_version(conformance: Command) -> None:
+    said = conformance("--help")
+    assert said.code == 0
+    for name in ("run", "list", "show", "lint", "schema", "report"):
+        assert f"\n  {name} " in said.out
+        assert conformance(name, "-h").code == 0
+    assert "conformance, version" in conformance("--version").out
+
+
+def test_the_console_script_is_the_same_program() -> None:
+    script = Path(sys.executable).parent / "conformance"
+    assert script.exists() and os.access(script, os.X_OK)
+    done = subprocess.run([script, "frobnicate"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
