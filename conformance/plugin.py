@@ -110,9 +110,7 @@ class SpecFile(pytest.File):
             for case in select(cases, modes=modes):
                 name = item_name(case, backend)
                 # Given as text, so that pytest reads the brackets as it will when it comes back to it for --lf.
-                yield CaseItem.from_parent(
-                    self, name=name, nodeid=f"{self.nodeid}::{name}", case=case, backend=backend
-                )
+                yield CaseItem.from_parent(self, name=name, nodeid=f"{self.nodeid}::{name}", case=case, backend=backend)
 
 
 class CaseFailure(Exception):  # noqa: N818  (what pytest calls it)

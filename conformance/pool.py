@@ -95,7 +95,7 @@ class Worker:
         self.process.wait()
 
     def _read(self, deadline: float) -> dict[str, Any] | None:
-        """The next message; None where there will be none. Raises TimeoutError at the deadline, ValueError for garbage."""
+        """The next message, None where output ended; raises TimeoutError at the deadline, ValueError for garbage."""
         assert self.process.stdout is not None
         descriptor = self.process.stdout.fileno()
         while b"\n" not in self.unread:

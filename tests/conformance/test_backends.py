@@ -68,7 +68,9 @@ def test_the_list_of_backends_shows_those_that_can_not_be_imported() -> None:
 
 
 def test_a_name_that_does_not_exist_gets_a_suggestion() -> None:
-    with pytest.raises(UsageError, match=r"no backend is named 'qlip'\. Did you mean 'qlib'\? Expected one of: .*hangs"):
+    with pytest.raises(
+        UsageError, match=r"no backend is named 'qlip'\. Did you mean 'qlib'\? Expected one of: .*hangs"
+    ):
         open_backend("qlip")
 
 
@@ -151,7 +153,11 @@ def test_a_qconfig_of_a_spec_becomes_the_librarys_own() -> None:
     assert (mapping.default, dict(mapping.modules)) == (PRESETS["int8"], {"0.fc": None})
     rule = mapping.types["nn.Linear"]
     assert rule is not None and rule.activation is not None and rule.weight is not None and rule.output is not None
-    assert (rule.activation.dtype, rule.activation.range, rule.activation.observer) == (DType.UINT8, (0, 127), "histogram")
+    assert (rule.activation.dtype, rule.activation.range, rule.activation.observer) == (
+        DType.UINT8,
+        (0, 127),
+        "histogram",
+    )
     assert (rule.weight.symmetric, rule.weight.axis) == (True, 0)
     assert (rule.output.scale, rule.output.zero_point) == (0.5, 3)
 

@@ -2,12 +2,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -94,9 +91,10 @@ def test_a_failure_ends_with_1_and_is_named(conformance: Command, tmp_path: Path
     path = written(tmp_path, VERDICTS, "verdicts")
     said = conformance("run", path, "-o", tmp_path / "o")
     assert said.code == 1
-    assert {case.partition("::")[2].partition("[")[0]: str(v) for (_, case), v in verdicts(tmp_path / "o" / "results.jsonl").items()} == {
-        name: name for name in ("native", "fallback", "wrong", "unsupported", "error", "vacuous")
-    }
+    assert {
+        case.partition("::")[2].partition("[")[0]: str(v)
+        for (_, case), v in verdicts(tmp_path / "o" / "results.jsonl").items()
+    } == {name: name for name in ("native", "fallback", "wrong", "unsupported", "error", "vacuous")}
     for name in ("fallback", "wrong", "error", "vacuous"):
         assert f"verdicts::{name}[static-export]" in said.out.replace("\n", "")
 
@@ -199,7 +197,9 @@ def test_exit_codes_of_mistakes_and_of_the_environment(
     assert "Traceback" not in said.err + said.out
 
 
-def test_results_of_an_earlier_run_outlive_a_misspelt_backend(conformance: Command, small: Path, tmp_path: Path) -> None:
+def test_results_of_an_earlier_run_outlive_a_misspelt_backend(
+    conformance: Command, small: Path, tmp_path: Path
+) -> None:
     conformance("run", small)
     conformance("run", small, "--backend", "qlibb")
     assert len(read(tmp_path / "results" / "results.jsonl").records) == 6
@@ -223,106 +223,6 @@ def test_known_failures_are_no_failures_and_must_fail(
     assert said.code == 2 and str(expected) in said.err
 
 
-# ---- interrupted
-
-
-@pytest.fixture
-def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
-    """The words of a command line that runs sixty cases, each of a tenth of a second or more."""
-    offer(tmp_path, monkeypatch)
-    spec = LINEAR.replace("bias: [true, false]", f"bias: [true], n: {list(range(1, 31))}").replace("30, 20, ", "30, ${n}, ")
-    return str(written(tmp_path, spec, "many")), "--backend", "slow"
-
-
-def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """A run of its own process group whose Ctrl-C works whatever the test runner has done with signals."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "conformance", "run", "-o", str(folder), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
-    )
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return False
-
-
-def recorded(folder: Path) -> int:
-    path = folder / "results.jsonl"
-    return path.read_bytes().count(b'{"record"') if path.exists() else 0
-
-
-def children(pid: int) -> list[int]:
-    """The processes that any of its threads has started."""
-    found = []
-    for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(OSError):
-            found += [int(word) for word in path.read_text().split()]
-    return found
-
-
-def gone(pid: int) -> bool:
-    with suppress(OSError):
-        return ") Z " in Path(f"/proc/{pid}/stat").read_text()
-    return True
-
-
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_results_of_a_run_that_was_killed_are_readable(
-    tmp_path: Path, workers: str, conformance: Command, many: tuple[str, ...]
-) -> None:
-    process = started(tmp_path, "-n", workers, *many)
-    try:
-        assert wait_for(lambda: recorded(tmp_path) >= 5)
-        served = children(process.pid)
-    finally:
-        process.kill()
-        process.communicate()
-    found = read(tmp_path / "results.jsonl")
-    assert found.run.planned > len(found.records) >= 5
-    assert found.damaged <= 1
-    said = conformance("report", tmp_path / "results.jsonl")
-    assert said.code == 0 and str(len(found.records)) in said.out
-    assert len(served) >= (int(workers) if workers != "1" else 0)
-    assert all(wait_for(lambda pid=pid: gone(pid), 20.0) for pid in served), "workers end with the one they work for"
-
-
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_an_interrupted_run_keeps_its_results(tmp_path: Path, workers: str, many: tuple[str, ...]) -> None:
-    process = started(tmp_path, "-n", workers, *many)
-    assert wait_for(lambda: recorded(tmp_path) >= 5)
-    served = children(process.pid)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert "interrupted; what was recorded until now is kept" in err
-    assert "Traceback" not in err
-    found = read(tmp_path / "results.jsonl")
-    assert found.run.planned > len(found.records) >= 5 and found.damaged == 0
-    assert all(wait_for(lambda pid=pid: gone(pid), 5.0) for pid in served)
-
-
-def test_an_interrupted_run_leaves_no_hanging_worker(tmp_path: Path) -> None:
-    process = started(tmp_path / "o", "--backend", "hangs", str(written(tmp_path)))
-    try:
-        assert wait_for(lambda: bool(children(process.pid)))
-        time.sleep(4.0)  # the import of torch, and on into the hang
-        served = children(process.pid)
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert served and all(wait_for(lambda pid=pid: gone(pid), 5.0) for pid in served)
-
-
 # ---- list, lint, schema, show, report
 
 
@@ -344,7 +244,9 @@ def test_cases_are_listed_by_id(conformance: Command, small: Path) -> None:
     ]
     assert all(line.endswith("  the pattern that every backend has") for line in said.out.splitlines())
     everything = conformance("list", "cases").out.splitlines()
-    bundled = [case.id for path in sorted(bundled_specs().glob("*.qspec.yaml")) for case in expand(load(path, vocabulary()))]
+    bundled = [
+        case.id for path in sorted(bundled_specs().glob("*.qspec.yaml")) for case in expand(load(path, vocabulary()))
+    ]
     assert [line.split("  ")[0] for line in everything] == bundled
 
 
@@ -353,7 +255,9 @@ def test_lint_of_right_files(conformance: Command, small: Path) -> None:
     assert (said.code, said.out) == (0, "1 files, 2 specs, 6 cases: no mistakes\n")
 
 
-def test_lint_prints_every_mistake_of_every_file_with_its_place(conformance: Command, small: Path, tmp_path: Path) -> None:
+def test_lint_prints_every_mistake_of_every_file_with_its_place(
+    conformance: Command, small: Path, tmp_path: Path
+) -> None:
     first, second = written(tmp_path, MISTAKEN, "first"), written(tmp_path, MISTAKEN, "second")
     said = conformance("lint", tmp_path)
     assert said.code == 2 and said.out == ""

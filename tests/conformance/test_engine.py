@@ -61,13 +61,18 @@ def test_a_record_of_a_case_that_ran_says_all_about_it() -> None:
     case = first()
     record = run(case)
     assert record.verdict is Verdict.NATIVE
-    assert (record.subject.case, record.subject.seed, record.backend, record.stage) == (case.id, case.seed, "qlib", None)
+    assert (record.subject.case, record.subject.seed, record.backend, record.stage) == (
+        case.id,
+        case.seed,
+        "qlib",
+        None,
+    )
     assert record.expected_ops == {"quantized::linear_relu": 1}
     assert record.float_ops == {"aten::linear": 1, "aten::relu": 1}
     assert record.executed_ops["quantized::linear_relu"] == 1
     assert "aten::linear" not in record.executed_ops
     assert record.native_ops
-    assert [name for name in record.seconds] == STAGES
+    assert list(record.seconds) == STAGES
     assert all(seconds >= 0 for seconds in record.seconds.values())
     assert record.measures.sqnr_db is not None and record.measures.sqnr_db > 30
     assert (record.measures.wrong, record.measures.debug_quanta) == (0, 0)

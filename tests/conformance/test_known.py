@@ -25,7 +25,9 @@ FILE = """\
 """
 
 
-def record(case: str = "linear::huge_sum[static-export]", verdict: str = "wrong", stage: str | None = "judge") -> Record:
+def record(
+    case: str = "linear::huge_sum[static-export]", verdict: str = "wrong", stage: str | None = "judge"
+) -> Record:
     made = make_record(replace(make_subject(0), case=case), verdict=Verdict(verdict))
     return replace(made, stage=stage, known=None)
 

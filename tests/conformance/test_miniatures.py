@@ -4,7 +4,7 @@ import functools
 from pathlib import Path
 
 import pytest
-from small_specs import LINEAR, cases_of, written
+from small_specs import written
 
 from conformance.backend import Process
 from conformance.backends import BUILTIN, open_backend

@@ -93,7 +93,12 @@ def test_mistakes_of_a_spec_are_a_collection_error_with_their_lines(pytester: py
     result = pytester.runpytest()
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(
-        ["*ERROR collecting bad.qspec.yaml*", "*bad.qspec.yaml:18:5: unknown key 'modul'*", "*modul: nn.Liner(30, 20)", "*^*"]
+        [
+            "*ERROR collecting bad.qspec.yaml*",
+            "*bad.qspec.yaml:18:5: unknown key 'modul'*",
+            "*modul: nn.Liner(30, 20)",
+            "*^*",
+        ]
     )
     result.stdout.no_fnmatch_line("*Traceback*")
     pytester.runpytest(str(small), "-k", "dynamic").assert_outcomes(passed=1, deselected=5)
@@ -131,14 +136,17 @@ def test_outcomes_by_verdict(pytester: pytest.Pytester) -> None:
     written(pytester.path, VERDICTS, "verdicts")
     result = pytester.runpytest("-rsf")
     result.assert_outcomes(passed=1, failed=4, skipped=1)
-    result.stdout.fnmatch_lines(["SKIPPED*unsupported: declares no mode qat", "FAILED *::fallback[[]qlib-static-export] - fallback: ops: *"])
+    result.stdout.fnmatch_lines(
+        ["SKIPPED*unsupported: declares no mode qat", "FAILED *::fallback[[]qlib-static-export] - fallback: ops: *"]
+    )
     for name in ("wrong", "error", "vacuous"):
         result.stdout.fnmatch_lines([f"FAILED verdicts.qspec.yaml::{name}[[]qlib-static-export] - {name}*"])
 
 
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize(
-    "backend", ["always-wrong", "off-by-one", "float-only", "claims-everything", "undeclared-refusal", "first-call-only"]
+    "backend",
+    ["always-wrong", "off-by-one", "float-only", "claims-everything", "undeclared-refusal", "first-call-only"],
 )
 def test_every_miniature_fails_every_case(pytester: pytest.Pytester, backend: str) -> None:
     result = pytester.runpytest("--backend", backend, "--conformance-results", "r.jsonl")
@@ -148,7 +156,9 @@ def test_every_miniature_fails_every_case(pytester: pytest.Pytester, backend: st
 
 
 @pytest.mark.usefixtures("small")
-def test_a_failure_says_in_its_first_line_what_is_wrong_then_the_operators_then_the_graph(pytester: pytest.Pytester) -> None:
+def test_a_failure_says_in_its_first_line_what_is_wrong_then_the_operators_then_the_graph(
+    pytester: pytest.Pytester,
+) -> None:
     result = pytester.runpytest("--backend", "off-by-one", "-k", "linear_relu and export and true")
     start = next(n for n, line in enumerate(result.outlines) if line.startswith("___"))
     report = result.outlines[start + 1 :]
@@ -232,7 +242,9 @@ def test_known_failures_are_expected(pytester: pytest.Pytester, small: Path, exp
 
 
 def test_a_known_failure_of_another_kind_still_fails(pytester: pytest.Pytester, small: Path, expected: Path) -> None:
-    expected.write_text("- {case: 'small::*', verdict: wrong, reason: r}\n- {case: '*', verdict: fallback, stage: lower, reason: r}\n")
+    expected.write_text(
+        "- {case: 'small::*', verdict: wrong, reason: r}\n- {case: '*', verdict: fallback, stage: lower, reason: r}\n"
+    )
     pytester.runpytest("--backend", "float-only").assert_outcomes(failed=6)
 
 
@@ -245,7 +257,9 @@ def test_a_known_failure_that_passes_fails(pytester: pytest.Pytester, small: Pat
 
 def test_an_unsupported_case_that_is_known_to_be_is_expected(pytester: pytest.Pytester, expected: Path) -> None:
     written(pytester.path, VERDICTS, "verdicts")
-    expected.with_name("qlib.yaml").write_text("- {case: 'verdicts::unsupported*', verdict: unsupported, reason: qat}\n")
+    expected.with_name("qlib.yaml").write_text(
+        "- {case: 'verdicts::unsupported*', verdict: unsupported, reason: qat}\n"
+    )
     pytester.runpytest("-k", "unsupported").assert_outcomes(xfailed=1, deselected=5)
 
 
@@ -333,7 +347,9 @@ def test_the_decorator(pytester: pytest.Pytester) -> None:
 def test_the_decorator_on_a_file_with_mistakes(pytester: pytest.Pytester) -> None:
     (pytester.path / "specs").mkdir()
     written(pytester.path / "specs", "spec: 2\n")
-    pytester.makepyfile("import conformance\n@conformance.parametrize('specs/small.qspec.yaml')\ndef test_all(case): pass")
+    pytester.makepyfile(
+        "import conformance\n@conformance.parametrize('specs/small.qspec.yaml')\ndef test_all(case): pass"
+    )
     result = pytester.runpytest("--ignore=specs")
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*SpecError*specs/small.qspec.yaml:1:*"])

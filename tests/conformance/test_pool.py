@@ -33,8 +33,10 @@ def say(value):
     print(json.dumps(value), flush=True)
 
 def answer(case):
-    subject = dict(case=case, family="", spec="", mode="", capture="", parameters={}, seed=0, why="", path="", line=1, yaml="")
-    say({"record": {"subject": subject, "backend": "odd", "verdict": "native", "findings": [], "measures": {}, "notes": []}})
+    empty = dict.fromkeys(("family", "spec", "mode", "capture", "why", "path", "yaml"), "")
+    subject = {**empty, "case": case, "parameters": {}, "seed": 0, "line": 1}
+    verdict = {"verdict": "native", "findings": [], "measures": {}, "notes": []}
+    say({"record": {"subject": subject, "backend": "odd", **verdict}})
 
 HELLO
 for number, line in enumerate(sys.stdin):
@@ -92,7 +94,11 @@ def run(count: int = 6, workers: int = 1, seconds: float = 5.0, backends: Sequen
 
 ACTS = {
     "segmentation fault": ("os.kill(os.getpid(), signal.SIGSEGV)", "crash", "killed by SIGSEGV"),
-    "kill -9 in the middle": ("print('{\"rec', end='', flush=True); os.kill(os.getpid(), 9)", "crash", "killed by SIGKILL"),
+    "kill -9 in the middle": (
+        "print('{\"rec', end='', flush=True); os.kill(os.getpid(), 9)",
+        "crash",
+        "killed by SIGKILL",
+    ),
     "abort": ("print('boom: bad shape', file=sys.stderr, flush=True); os.abort()", "crash", "boom: bad shape"),
     "plain exit": ("sys.exit(0)", "crash", "exit status 0"),
     "exit with a status": ("os._exit(7)", "crash", "exit status 7"),
@@ -135,7 +141,9 @@ def test_each_way_to_fail_costs_one_case(act: str, launch: Callable[..., list[Wo
         ("print('Initialising...', flush=True)", "Initialising..."),
     ],
 )
-def test_an_end_in_the_hello_is_trouble_with_the_environment(hello: str, text: str, launch: Callable[..., list]) -> None:
+def test_an_end_in_the_hello_is_trouble_with_the_environment(
+    hello: str, text: str, launch: Callable[..., list]
+) -> None:
     workers = launch("pass", hello)
     with pytest.raises(EnvironmentTrouble, match="backend 'odd'") as caught:
         run()

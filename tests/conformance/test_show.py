@@ -79,5 +79,10 @@ def test_graphs_for_a_failing_test_are_debug_and_final() -> None:
 
 
 def test_notes_are_shown() -> None:
-    case = cases_of(LINEAR.replace("    module: nn.Linear(30, 20)\n", "    module: nn.Linear(30, 20)\n    qconfig: {default: default, modules: {gone: null}}\n"))[-1]
+    case = cases_of(
+        LINEAR.replace(
+            "    module: nn.Linear(30, 20)\n",
+            "    module: nn.Linear(30, 20)\n    qconfig: {default: default, modules: {gone: null}}\n",
+        )
+    )[-1]
     assert "unused QConfig rule: modules: gone" in shown(case)[1]

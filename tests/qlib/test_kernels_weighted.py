@@ -411,3 +411,17 @@ def test_windows_whose_taps_all_fall_into_the_padding(name: str) -> None:
     with implementation(name):
         y = torch.ops.qlib.conv2d(x, 0.1, 7, w, *parameters, *window, 0.5, 100, 0, 255, torch.uint8)
     assert y.flatten().tolist() == [100] * y.numel()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_several_output_channels_for_each_input_channel(seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    x = torch.randint(0, 256, (1, 4, 7, 2), dtype=torch.uint8, generator=random)
+    w = torch.randint(-128, 128, (20, 1, 3, 3), dtype=torch.int8, generator=random)
+    parameters = (torch.full((20,), 0.001), torch.zeros(20, dtype=torch.int32), None)
+    results = []
+    for name in Implementation:
+        with implementation(name):
+            arguments = (*parameters, [1, 2], [1, 1], [2, 1], 4, 1.0, 100, 0, 255, torch.uint8)
+            results.append(torch.ops.qlib.conv2d(x, 1.0, 200, w, *arguments).int())
+    assert int((results[0] - results[1]).abs().max()) <= 1
