@@ -186,11 +186,18 @@ def _distances(evidence: Evidence, outputs: tuple[torch.Tensor, ...]) -> tuple[f
     return sqnr_db(reference, outputs), max_quanta(reference, outputs, evidence.quanta), max_abs(reference, outputs)
 
 
+def _steps(quanta: float | None, absolute: float) -> float:
+    """A distance in quanta; outputs that are equal are none apart, whether or not they have a step."""
+    if quanta is None:
+        return 0.0 if absolute == 0.0 else math.inf
+    return quanta
+
+
 def _within(bounds: Accuracy, sqnr: float, quanta: float | None, absolute: float) -> bool:
     # NaN compares false with everything, so that it is never within a bound.
     return (
         (bounds.sqnr_db is None or sqnr >= bounds.sqnr_db)
-        and (bounds.max_quanta is None or (quanta is not None and quanta <= bounds.max_quanta))
+        and (bounds.max_quanta is None or _steps(quanta, absolute) <= bounds.max_quanta)
         and (bounds.max_abs is None or absolute <= bounds.max_abs)
     )
 

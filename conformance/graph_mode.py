@@ -38,14 +38,14 @@ def check_graph_mode_op(  # noqa: PLR0913, PLR0917  (the signature of the helper
     `dynamic` it is one tensor. `quantized_op` names an operator that must have run, exactly, or gives exact counts by
     name; canonical names and the spellings of `torch.ao`'s tests are accepted. `tracing` captures by
     `torch.jit.trace`, else by `torch.export`. `qconfig` is a `qlib.QConfig`, a `qlib.QConfigMapping` or a preset's
-    name. `debug` prints the module and its graphs. The caller's module and data are never changed.
+    name. `eval_mode` is there for old calls: a model is always checked in evaluation mode, as it was by that helper.
+    `debug` prints the module and its graphs. The caller's module and data are never changed.
 
     Raises AssertionError, listing every finding, where an operator is missing, the debug and the final form part, a
     second call differs from the first, or the result has less than 15 dB of signal to noise against the float model.
     With ``check=False`` nothing is compared, and the model must still be captured, converted and run.
     """
-    module = copy.deepcopy(module)
-    module = module.eval() if eval_mode else module
+    module = copy.deepcopy(module).eval()
     calls = [(inputs,)] if isinstance(inputs, Tensor) else [tuple(call) for call in inputs]
     if not calls:
         raise UsageError("inputs: expected one call or more, found none: give a list of tuples of tensors")
@@ -55,7 +55,7 @@ def check_graph_mode_op(  # noqa: PLR0913, PLR0917  (the signature of the helper
     quantized, model = bundled.quantize_as(task, qconfig, lambda name: contextlib.nullcontext())
     if debug:
         _print(module, quantized.float_graph, quantized.debug, quantized.final)
-    evidence = observe(module.eval(), calls[0], quantized)
+    evidence = observe(module, calls[0], quantized)
     if check:
         expect = ModeExpect(debug_equal=0.0, accuracy=Accuracy(sqnr_db=LEAST_SQNR_DB))
         findings = [*judge(evidence, expect), _operators(quantized_op, evidence.ops)]

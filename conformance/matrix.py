@@ -35,7 +35,8 @@ def combinations(matrix: Node | None, mistakes: list[Mistake]) -> tuple[Combinat
     """Return every combination of the matrix's values in order; a spec without a matrix has one, without values.
 
     `exclude` removes combinations that match all its keys. `include` extends those that it does not contradict by its
-    keys, and becomes a combination of its own where there are none.
+    keys, and becomes a combination of its own where there are none; entries that name none of the lists are an axis
+    of their own, so that each of them meets every combination.
     """
     if matrix is None:
         return ({},)
@@ -54,7 +55,10 @@ def combinations(matrix: Node | None, mistakes: list[Mistake]) -> tuple[Combinat
     combos = [dict(zip(values, row, strict=True)) for row in product(*values.values())] if values else []
     for row in added["exclude"]:
         combos = _without(combos, row, mistakes)
-    combos = _extended(combos, added["include"])
+    free = [row for row in added["include"] if values and not any(key.text in values for key, _ in row.entries)]
+    if free:
+        combos = [{**combo, **{key.text: value for key, value in row.entries}} for combo in combos for row in free]
+    combos = _extended(combos, tuple(row for row in added["include"] if row not in free))
     if not combos and len(mistakes) == known:
         mistakes.append(mistake_at(matrix, "expected at least one combination, found none: remove an `exclude`"))
     return tuple(combos)

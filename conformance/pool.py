@@ -143,7 +143,9 @@ def launch(backend: str, options: Sequence[str] = ()) -> Worker:
     """Start a worker for `backend`, which has still to greet."""
     stderr = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the worker)
     process = subprocess.Popen(
-        [sys.executable, "-m", "conformance.worker", backend, *options],
+        [sys.executable, "-P", "-m", "conformance.worker", backend, *options],
+        # What this process imports from, and nothing else: not whatever lies in the folder that it was started in.
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=stderr,

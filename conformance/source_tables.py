@@ -113,7 +113,7 @@ _FUNCTION_AND_METHOD = _words(
     """
     abs abs_ add all allclose amax amin any arctan argmax argmin argsort atan baddbmm addmm bmm broadcast_to ceil
     chunk clamp clamp_ clamp_max clamp_min clone cos cosh cumsum cumprod detach diff div dot eq erf erf_ exp exp_
-    expm1 fix flatten flip floor floor_divide fmod gather ge gt index_select isnan isinf le lerp log log10 log1p
+    expm1 fix flatten flip rot90 floor floor_divide fmod gather ge gt index_select isnan isinf le lerp log log10 log1p
     log2 logical_and logical_not logical_or logical_xor logsumexp lt masked_fill masked_select matmul max maximum
     mean median min minimum mm movedim mul multiply mv narrow ne neg nonzero norm numel permute pow prod ravel
     reciprocal relu relu_ remainder repeat_interleave reshape roll round rsqrt scatter scatter_add select

@@ -146,6 +146,11 @@ def test_include_extends_what_it_does_not_contradict():
     assert rows == [{"a": 1, "c": 5, "d": 7}, {"a": 2, "d": 7}, {"a": 3, "c": 6}]
 
 
+def test_includes_that_name_no_list_meet_every_combination():
+    rows, _ = combos("{a: [1, 2], include: [{b: x, c: 1}, {b: y, c: 2}]}")
+    assert rows == [{"a": a, **pair} for a in (1, 2) for pair in ({"b": "x", "c": 1}, {"b": "y", "c": 2})]
+
+
 def test_include_alone_is_a_list_of_combinations():
     assert combos("{include: [{a: 1}, {a: 2}]}")[0] == [{"a": 1}, {"a": 2}]
 
