@@ -29,11 +29,15 @@ class Placement:
 
 @dataclass(frozen=True)
 class Annotation:
-    """What will be quantized: the operators found, the placements, and the QConfig rules that matched no module."""
+    """What will be quantized: the operators found, where activations and weights are, the rules that matched no module.
 
-    matches: tuple[Match, ...]
-    placements: tuple[Placement, ...]
-    unused_rules: tuple[str, ...]
+    A weight is placed once for each operator that takes it, since each has its own input's scale beside it.
+    """
+
+    matches: tuple[Match, ...] = ()
+    placements: tuple[Placement, ...] = ()
+    weights: tuple[Placement, ...] = ()
+    unused_rules: tuple[str, ...] = ()
 
 
 class _Groups:
@@ -75,8 +79,16 @@ def annotate(model: fx.GraphModule, mapping: QConfigMapping) -> Annotation:
             if spec is not None and not _agree(produced.get(value), spec):
                 wanted.setdefault((value, spec), []).append(match.head)
     placements += [Placement(value, spec, tuple(users), None) for (value, spec), users in wanted.items()]
+    weights = [_weight(match, qconfigs[match.head]) for match in matches if match.op.weight is not None]
     modules = {(str(n.meta.get("module_path", "")), str(n.meta.get("module_type", ""))) for n in model.graph.nodes}
-    return Annotation(tuple(matches), tuple(placements), mapping.unused(modules))
+    return Annotation(tuple(matches), tuple(placements), tuple(weights), mapping.unused(modules))
+
+
+def _weight(match: Match, qconfig: QConfig | None) -> Placement:
+    assert match.op.weight is not None and qconfig is not None and qconfig.weight is not None
+    value, spec = match.head.args[match.op.weight], qconfig.weight
+    assert isinstance(value, fx.Node)
+    return Placement(value, spec if spec.axis is None else replace(spec, axis=match.weight_axis), (match.head,), None)
 
 
 def _qconfig(node: fx.Node, mapping: QConfigMapping) -> QConfig | None:

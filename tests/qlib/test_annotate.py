@@ -92,7 +92,7 @@ def test_a_module_with_none_is_left_in_float() -> None:
 def test_without_a_rule_nothing_is_quantized() -> None:
     draft = Draft()
     model = draft.done(draft.linear(draft.input(2, 3), 4))
-    assert annotate(model, QConfigMapping()) == Annotation((), (), ())
+    assert annotate(model, QConfigMapping()) == Annotation()
 
 
 def test_shared_operators_are_one_group_led_by_the_producer() -> None:
