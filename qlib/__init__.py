@@ -36,6 +36,7 @@ _HOMES = {
     "executed_ops": "executed",
     "implementation": "kernels",
     "replay": "oracle",
+    "to_onnx": "onnx",
     "QlibError": "errors",
     "CaptureError": "errors",
     "CalibrationError": "errors",
