@@ -226,6 +226,29 @@ def show(case: str, specs: tuple[Path, ...], backend: str, allow_python: bool) -
 
 
 @cli.command()
+@click.argument("case")
+@SPECS
+@click.option("--onnx", "target", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The file.")
+@PYTHON
+def export(case: str, specs: tuple[Path, ...], target: Path, allow_python: bool) -> None:
+    """Write the debug form of one CASE as an ONNX model.
+
+    The bundled library quantizes the case's module; what it makes is written with QuantizeLinear and DequantizeLinear
+    around float operators, checked by ONNX's checker. Needs the package onnx.
+    """
+    from conformance.backends.qlib import onnx_of
+    from conformance.engine import task_of
+
+    found = find_case(_cases(specs, (), (), ""), case)
+    written = onnx_of(task_of(found, allow_python), found.id)
+    try:
+        target.write_bytes(written)
+    except OSError as error:
+        raise EnvironmentTrouble(f"{target}: can't be written ({error})") from error
+    click.echo(f"written: {target}")
+
+
+@cli.command()
 @SPECS
 def lint(specs: tuple[Path, ...]) -> None:
     """Check spec files without running them; needs no torch.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from conformance.backend import About, Backend, Explanation, Process, Program, Quantized, Stage, Task
-from conformance.errors import UsageError
+from conformance.errors import EnvironmentTrouble, UsageError
 from conformance.source_tables import FUNCTIONAL, TENSOR_METHODS, TORCH_FUNCTIONS
 from conformance.vocabulary import Vocabulary, resolve_operator
 from qlib import ops as table
@@ -141,6 +141,26 @@ def quantize_as(
         notes=tuple(f"unused QConfig rule: {rule}" for rule in prepared.meta["unused_rules"]),
     )
     return quantized, final
+
+
+def onnx_of(task: Task, name: str) -> bytes:
+    """The debug form that the library makes of a task, as the bytes of an ONNX file.
+
+    Raises EnvironmentTrouble where the package onnx is missing, UsageError for what ONNX can't express.
+    """
+    import qlib
+
+    try:
+        from qlib.onnx import to_onnx
+    except ModuleNotFoundError as error:
+        raise EnvironmentTrouble(str(error)) from error
+    mapping = mapping_of(task.qconfig)
+    forms = qlib.quantize_model(task.module, task.inputs, task.calibration, task.mode, mapping, task.capture)
+    try:
+        written: bytes = to_onnx(forms.debug, name).SerializeToString()
+    except qlib.ConversionError as error:
+        raise UsageError(str(error)) from error
+    return written
 
 
 def _program(model: fx.GraphModule, kernels: str, run: Callable[..., object]) -> Program:

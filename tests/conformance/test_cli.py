@@ -331,3 +331,22 @@ def test_the_console_script_is_the_same_program() -> None:
     assert script.exists() and os.access(script, os.X_OK)
     done = subprocess.run([script, "frobnicate"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
+
+
+def test_a_case_is_written_in_onnx(conformance: Command, small: Path, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx", minversion="1.20")
+    target = tmp_path / "case.onnx"
+    said = conformance("export", "linear_relu[static-export-bias=true]", small, "--onnx", target)
+    assert (said.code, said.err) == (0, ""), said.err
+    model = onnx.load(target)
+    assert model.graph.name == "small::linear_relu[static-export-bias=true]"
+    assert "QuantizeLinear" in [node.op_type for node in model.graph.node]
+
+
+def test_a_case_that_onnx_can_not_express_is_a_mistake(conformance: Command, tmp_path: Path) -> None:
+    pytest.importorskip("onnx", minversion="1.20")
+    specs = bundled_specs() / "embedding.qspec.yaml"
+    bag = next(case.id for case in expand(load(specs, vocabulary())) if case.spec_id == "bag")
+    said = conformance("export", bag, specs, "--onnx", tmp_path / "x")
+    assert said.code == 2 and "can't write aten::embedding_bag" in said.err
+    assert not (tmp_path / "x").exists()

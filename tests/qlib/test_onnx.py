@@ -123,30 +123,33 @@ def written_and_run(module: nn.Module, shape, mode="static", qconfig="default"):
     (given,) = (value.name for value in model.graph.input)
     found = torch.tensor(ReferenceEvaluator(model).run(None, {given: x.numpy()})[0])
     with torch.no_grad():
-        return forms.debug, found, forms.debug(x)
+        return forms.debug, x, found, forms.debug(x)
 
 
-def assert_same(debug, found: Tensor, expected: Tensor):
-    """Equal, but for ties, which the weights of an interpolation make many of: one quantum in a few elements."""
+def assert_same(debug, x: Tensor, found: Tensor, expected: Tensor):
+    """Equal, but by one quantum where the exact number lies at the boundary of a rounding, before float32's errors."""
     assert found.shape == expected.shape and found.dtype == expected.dtype
     step = output_scales(debug)[0]
     if step is None:
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
         return
-    quanta = ((found - expected) / step).abs()
-    assert quanta.max() < 1.01 and (quanta > 0.01).double().mean() <= 0.03, quanta.max()
+    apart = (found - expected).abs() / step > 0.01
+    if apart.any():
+        assert ((found - expected)[apart].abs() / step).max() < 1.01
+        real = qlib.replay(debug, debug, (x,)).steps[-1].real[apart]
+        assert ((real - real.floor() - 0.5).abs() < 1e-3).all()
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_the_meaning_is_kept(name):
-    debug, found, expected = written_and_run(*MODULES[name])
-    assert_same(debug, found, expected)
+    debug, x, found, expected = written_and_run(*MODULES[name])
+    assert_same(debug, x, found, expected)
 
 
 @pytest.mark.parametrize("qconfig", ["int8", "symmetric", "reduced_range", "per_tensor", "asymmetric_weight", "int16"])
 def test_every_kind_of_parameters(qconfig):
-    debug, found, expected = written_and_run(nn.Sequential(nn.Linear(12, 8), nn.ReLU()), (4, 12), qconfig=qconfig)
-    assert_same(debug, found, expected)
+    debug, x, found, expected = written_and_run(nn.Sequential(nn.Linear(12, 8), nn.ReLU()), (4, 12), qconfig=qconfig)
+    assert_same(debug, x, found, expected)
 
 
 @pytest.mark.parametrize(
@@ -164,8 +167,8 @@ def test_every_kind_of_parameters(qconfig):
 )
 @pytest.mark.parametrize("shape", [(4, 64), (2, 3, 64)])
 def test_ranges_at_run_time_and_weights_only(mode, qconfig, shape):
-    debug, found, expected = written_and_run(nn.Linear(64, 8), shape, mode, qconfig)
-    assert_same(debug, found, expected)
+    debug, x, found, expected = written_and_run(nn.Linear(64, 8), shape, mode, qconfig)
+    assert_same(debug, x, found, expected)
 
 
 def test_a_dynamic_linear_layer_is_a_product_of_integers():
