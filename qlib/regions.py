@@ -90,6 +90,11 @@ def region_of(node: fx.Node, graph_of: Callable[[fx.Node], fx.Graph]) -> Region 
     return Region(node, (first, second), graphs, tuple(operands), carried, graphs if not carried else graphs[1:])  # type: ignore[arg-type]
 
 
+def references(graph: fx.Graph) -> Iterator[fx.Node]:
+    """The nodes that stand for a graph within `graph`, before a model is made of it."""
+    return (node for node in graph.find_nodes(op="get_attr") if "graph" in node.meta)
+
+
 def has_regions(graph: fx.Graph) -> bool:
     """Whether a graph has branches or loops."""
     return any(graph.find_nodes(op="call_function", target=target) for target in IN_PYTHON)
@@ -109,6 +114,15 @@ def set_operand(node: fx.Node, position: int, value: fx.Node) -> None:
     operands: list[Any] = [item for group in node.args[3 if node.target is COND else 2 :] for item in group]  # type: ignore[union-attr]
     operands[position] = value
     set_operands(node, operands)
+
+
+def set_results(region: Region, kept: Sequence[int]) -> None:
+    """Let a branch give only some of its results; nobody may take the others."""
+    for graph in region.returning:
+        output = graph.output_node()
+        output.args = (tuple(output.args[0][position] for position in kept),)  # type: ignore[index]
+    for user in list(region.node.users):
+        user.args = (region.node, kept.index(user.args[1]))  # type: ignore[arg-type]
 
 
 def set_yielded(graph: fx.Graph, position: int, value: fx.Node) -> None:
