@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import indent
 from typing import Any
 
 import torch
@@ -11,7 +12,10 @@ from qlib.graph import attribute
 
 
 def graph_text(model: fx.GraphModule) -> str:
-    """One line for each node, ``name = operator(arguments)``; constants with their type and shape."""
+    """One line for each node, ``name = operator(arguments)``; constants with their type and shape.
+
+    The graphs of branches and loops stand indented under their names.
+    """
     return "\n".join(_line(model, node) for node in model.graph.nodes)
 
 
@@ -20,6 +24,8 @@ def _line(model: fx.GraphModule, node: fx.Node) -> str:
         return f"{node.name} = input"
     if node.op == "output":
         return f"return {_text(node.args[0])}"
+    if node.op == "get_attr" and isinstance(inner := getattr(model, str(node.target), None), fx.GraphModule):
+        return f"{node.name} = graph:\n{indent(graph_text(inner), '    ')}"
     if node.op == "get_attr":
         tensor = attribute(model, str(node.target))
         return f"{node.name} = {node.target}: {_text(tensor.dtype)}{list(tensor.shape)}"

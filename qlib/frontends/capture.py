@@ -8,6 +8,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import count
 from pathlib import Path
@@ -19,13 +20,16 @@ from torch import Tensor, fx, nn
 
 from qlib.errors import CaptureError
 from qlib.frontends.exported import export, export_strict
-from qlib.frontends.functionalize import Program, functionalize
+from qlib.frontends.functionalize import functionalize
+from qlib.frontends.memory import Program
 from qlib.frontends.normalize import fill_arguments, normalize
+from qlib.frontends.operands import tidy
 from qlib.frontends.script import script
 from qlib.frontends.torchscript import trace
 from qlib.frontends.untouched import private_copy
 from qlib.frontends.views import separate_written
 from qlib.graph import Model
+from qlib.regions import COND, LOOP, region_of
 
 Method = Callable[[nn.Module, tuple[Tensor, ...], Callable[[Tensor], str]], fx.Graph]
 
@@ -41,6 +45,9 @@ _NOT_THE_USERS = (
 METHODS: Mapping[str, Method] = MappingProxyType(
     {"export": export, "export-strict": export_strict, "trace": trace, "script": script}
 )
+
+# What the graphs of a branch and of a loop are called, before a number.
+GRAPHS: Mapping[Any, tuple[str, str]] = MappingProxyType({COND: ("true", "false"), LOOP: ("cond", "body")})
 
 
 class _Names:
@@ -122,7 +129,10 @@ def capture(module: nn.Module, inputs: tuple[Tensor, ...], method: str = "export
         graph = functionalize(Program(graph, names.state, frozenset(names.constants)), inputs)
     normalize(graph)
     separate_written(graph)
-    _name_modules(graph, names)
+    _number_constants(graph, names)
+    writes = graph.find_nodes(op="call_function", target=torch.ops.aten.copy_.default)
+    tidy(graph, frozenset(str(node.args[0].target) for node in writes))
+    _name_modules(graph, names, {})
     return _assemble(graph, module, names)
 
 
@@ -206,10 +216,11 @@ def _rename_arguments(graph: fx.Graph, module: nn.Module) -> None:
         node.target = named[position] if position < len(named) else f"{rest}_{position - len(named)}"
 
 
-def _name_modules(graph: fx.Graph, names: _Names) -> None:
-    """Write the first path of each node's module and its type into the metadata."""
-    known: dict[str, tuple[str, str]] = {}
+def _name_modules(graph: fx.Graph, names: _Names, known: dict[str, tuple[str, str]]) -> None:
+    """Write the first path of each node's module and its type into the metadata; `known` are those found so far."""
     for node in graph.nodes:
+        if "graph" in node.meta:
+            _name_modules(node.meta["graph"], names, known)
         path = node.meta.setdefault("module_path", "")
         if path not in known:
             known[path] = names.module(path)
@@ -218,19 +229,50 @@ def _name_modules(graph: fx.Graph, names: _Names) -> None:
 
 def _assemble(graph: fx.Graph, module: nn.Module, names: _Names) -> fx.GraphModule:
     """The graph with its tensors: parameters over the same memory, the rest as copies."""
-    _number_constants(graph, names)
-    _place_attributes(graph)
-    tensors: dict[str, Tensor] = {}
-    for node in graph.find_nodes(op="get_attr"):
-        tensor = names.state[str(node.target)]
-        if isinstance(tensor, nn.Parameter):
-            tensors[str(node.target)] = nn.Parameter(tensor.detach(), requires_grad=tensor.requires_grad)
-        else:
-            tensors[str(node.target)] = private_copy(tensor)
     graph.output_node().args = (_plain(graph.output_node().args[0]),)
-    model = Model(tensors, graph, type(module).__name__)
+    taken = {name.partition(".")[0] for name in names.state}
+    parts = _Parts(names.state, {}, (name for name in map(str, count()) if not _is_taken(name, taken)))
+    model = _model(graph, parts, type(module).__name__)
     model.train(module.training)
     return model
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What models are put together from: the module's tensors, their copies so far, and free numbers for graphs."""
+
+    state: Mapping[str, Tensor]
+    copies: dict[str, Tensor]
+    numbers: Iterator[str]
+
+
+def _is_taken(number: str, taken: set[str]) -> bool:
+    return any(f"{kind}_graph_{number}" in taken for kinds in GRAPHS.values() for kind in kinds)
+
+
+def _model(graph: fx.Graph, parts: _Parts, name: str) -> Model:
+    """The model of a graph and of those within it, whose tensors of one name are one."""
+    _place_attributes(graph)
+    held: dict[str, Any] = {}
+    for node in graph.nodes:
+        region = region_of(node, lambda reference: reference.meta["graph"])
+        if region is None:
+            continue
+        number = next(parts.numbers)
+        for kind, reference in zip(GRAPHS[node.target], region.references, strict=True):
+            reference.target = f"{kind}_graph_{number}"
+            held[reference.target] = _model(reference.meta.pop("graph"), parts, reference.target)
+    for node in graph.find_nodes(op="get_attr"):
+        target = str(node.target)
+        if target not in held:
+            held[target] = parts.copies.setdefault(target, _copy(parts.state[target]))
+    return Model(held, graph, name)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(tensor.detach(), requires_grad=tensor.requires_grad)
+    return private_copy(tensor)
 
 
 def _number_constants(graph: fx.Graph, names: _Names) -> None:

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_unflatten
 
 from qlib.errors import CaptureError
 from qlib.frontends.untouched import untouched
+from qlib.regions import IN_PYTHON, LOOP, region_of
 
 NameOf = Callable[[Tensor], str]
 
@@ -42,30 +43,66 @@ def export_strict(module: nn.Module, inputs: tuple[Tensor, ...], name_of: NameOf
 
 def _read(program: ExportedProgram, module: nn.Module, name_of: NameOf) -> fx.Graph:
     """Copy the graph, with the lifted inputs for parameters, buffers and constants turned into `get_attr` nodes."""
+    specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+
+    def argument(graph: fx.Graph, node: fx.Node) -> fx.Node:
+        spec = specs[node.name]
+        if spec.kind is InputKind.USER_INPUT:
+            return graph.placeholder(node.name)
+        return graph.create_node("get_attr", name_of(_lifted(program, module, spec)))
+
+    graph, results = _copied(program.graph_module, argument)
+    graph.output(tree_unflatten(results, program.call_spec.out_spec))
+    return graph
+
+
+def _copied(source: fx.GraphModule, argument: Callable[[fx.Graph, fx.Node], fx.Node]) -> tuple[fx.Graph, Any]:
+    """The nodes of a graph in a new one, and what it returns; `argument` makes the nodes for its inputs."""
     graph = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
-    specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
-    for node in program.graph.nodes:
+    for node in source.graph.nodes:
         if node.op == "placeholder":
-            spec = specs[node.name]
-            if spec.kind is InputKind.USER_INPUT:
-                values[node] = graph.placeholder(node.name)
-            else:
-                values[node] = graph.create_node("get_attr", name_of(_lifted(program, module, spec)))
-        elif node.op == "call_function":
-            if str(node.target).startswith(_GUARDS):
-                continue
+            values[node] = argument(graph, node)
+        elif node.op == "get_attr":
+            values[node] = _reference(graph, source, node)
+        elif node.op == "output":
+            return graph, _arguments(node, values)[0][0]
+        elif not str(node.target).startswith(_GUARDS):
             values[node] = graph.create_node(node.op, node.target, *_arguments(node, values))
             values[node].meta = {"module_path": _module_path(node.meta), "source": _source(node.meta)}
-        elif node.op == "get_attr":
+            if node.target in IN_PYTHON:
+                _check_region(values[node])
+    raise ValueError("the graph has no output")
+
+
+def _reference(graph: fx.Graph, source: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """A node for the graph of a branch or loop, which it holds in ``meta["graph"]``."""
+    inner = getattr(source, str(node.target))
+    if not all(user.target in IN_PYTHON for user in node.users):
+        raise CaptureError(
+            f"expected one straight line of operators, found the subgraph {node.target}; move changes of the gradient "
+            "mode out of the module"
+        )
+    inside, results = _copied(inner, lambda graph, entry: graph.placeholder(entry.name))
+    going = any(user.target is LOOP and user.args[0] is node for user in node.users)
+    inside.output(results[0] if going and isinstance(results, tuple | list) else results if going else tuple(results))
+    made = graph.create_node("get_attr", str(node.target))
+    made.meta = {"module_path": "", "graph": inside}
+    return made
+
+
+def _check_region(node: fx.Node) -> None:
+    """Refuse numbers among the operands, and say where the region stands if export doesn't."""
+    region = region_of(node, lambda reference: reference.meta["graph"])
+    assert region is not None
+    known = [value.meta.get("source") for value in node.all_input_nodes]
+    node.meta["source"] = node.meta["source"] or next((source for source in known if source), "")
+    for operand in region.operands:
+        if not isinstance(operand, fx.Node):
             raise CaptureError(
-                f"expected one straight line of operators, found the subgraph {node.target}; move conditions and loops "
-                "that depend on the data, and changes of the gradient mode, out of the module"
+                f"expected tensors as operands of {node.target} at {node.meta['source'] or 'an unknown line'}, found "
+                f"{operand!r}; make a tensor of it"
             )
-        else:
-            leaves, _ = _arguments(node, values)
-            graph.output(tree_unflatten(leaves[0], program.call_spec.out_spec))
-    return graph
 
 
 def _arguments(node: fx.Node, values: Mapping[fx.Node, fx.Node]) -> tuple[Any, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,9 +16,11 @@ from qlib.graph import add_buffer, attribute, copy_of, finish, get_attr, op_name
 from qlib.observers import OBSERVERS, Follower, RuntimeObserver
 from qlib.ops import BY_HEAD, Op
 from qlib.qparams import ROW, QParams
+from qlib.regions import Region, all_models, inner_model, regions_in, set_operand, set_yielded, where_of
 
 _OBSERVERS = (*OBSERVERS.values(), Follower)
 _OPS = torch.ops.qlib
+_DEQUANTIZE = _OPS.dequantize_per_tensor.default
 # What chooses parameters at run time, quantizes and dequantizes by them.
 _AT_RUN_TIME = (_OPS.choose_qparams.default, _OPS.quantize_per_tensor.tensor, _OPS.dequantize_per_tensor.tensor)
 _BY_ROW = (
@@ -30,18 +33,86 @@ _BY_ROW = (
 def convert(prepared: fx.GraphModule) -> fx.GraphModule:
     """Return the debug form of a calibrated graph: float operators on values that went through integers.
 
-    Raises CalibrationError, naming the tensor, where an observer never saw data or saw infinities.
+    Quantized values get into branches and loops, and out of them, as integers. Raises CalibrationError, naming the
+    tensor and the branch, where an observer never saw data or saw infinities.
     """
     model = copy_of(prepared)
-    observed = [node for node in model.graph.nodes if _is_observed(model, node)]
-    weights = [node for node in observed if _is_weight(node)]
-    for node in observed:
-        if node not in weights:
-            _quantize_activation(model, node)
-    for node in weights:
-        _quantize_weight(model, node)
+    weights: list[tuple[fx.GraphModule, fx.Node]] = []
+    _convert_activations(model, "", weights)
+    for part in all_models(model):
+        for region in regions_in(part):
+            _cross_as_integers(region)
+    for part, node in weights:
+        _quantize_weight(part, node)
     finish(model)
     return model
+
+
+def _convert_activations(model: fx.GraphModule, where: str, weights: list[tuple[fx.GraphModule, fx.Node]]) -> None:
+    """Quantize what is observed in a graph and those within it; the weights found are left for later."""
+    for node in [node for node in model.graph.nodes if _is_observed(model, node)]:
+        if _is_weight(node):
+            weights.append((model, node))
+        else:
+            _quantize_activation(model, node, where)
+    for region in regions_in(model):
+        for reference, place in zip(region.references, where_of(region), strict=True):
+            _convert_activations(inner_model(model, reference), f" in {place}", weights)
+
+
+def _cross_as_integers(region: Region) -> None:
+    """Let each value that is quantized alike wherever it may come from cross the border of a region as integers."""
+    for position in range(region.carried, len(region.operands)):
+        if (kind := _alike([region.operands[position]])) is not None:
+            set_operand(region.node, position, _stored(region.operands[position]))
+            _arrive(region.entries(position), kind)
+    for position in region.results:
+        yielded = region.yielded(position)
+        initial = [region.operands[position]] if region.carried else []
+        if (kind := _alike([*initial, *yielded])) is None:
+            continue
+        for graph, value in zip(region.returning, yielded, strict=True):
+            set_yielded(graph, position, _stored(value))
+        if region.carried:
+            set_operand(region.node, position, _stored(*initial))
+            _arrive(region.entries(position), kind)
+        _arrive(region.taken(position), kind)
+
+
+_Kind = tuple[float, int, torch.dtype]
+
+
+def _alike(values: Sequence[fx.Node]) -> _Kind | None:
+    """Scale, zero point and type of the integers that all of the values are dequantized from, None without such."""
+    kinds = {
+        (*value.args[1:3], _stored(value).meta["dtype"]) if value.target is _DEQUANTIZE else None for value in values
+    }
+    return kinds.pop() if len(kinds) == 1 else None  # type: ignore[return-value]
+
+
+def _stored(dequantized: fx.Node) -> fx.Node:
+    stored = dequantized.args[0]
+    assert isinstance(stored, fx.Node)
+    return stored
+
+
+def _arrive(nodes: Sequence[fx.Node], kind: _Kind) -> None:
+    """Make integers of what arrives, dequantized where it isn't quantized at once."""
+    *pair, dtype = kind
+    for node in nodes:
+        meta = dict(node.meta)
+        node.meta["dtype"] = dtype
+        users = list(node.users)
+        with node.graph.inserting_after(node):
+            real = node.graph.call_function(_DEQUANTIZE, (node, *pair))
+        real.meta = meta
+        for user in users:
+            again = user.target is _OPS.quantize_per_tensor.default
+            if again and [*user.args[1:3], user.args[-1]] == [*pair, dtype]:
+                user.replace_all_uses_with(node)
+                node.graph.erase_node(user)
+            else:
+                user.replace_input_with(node, real)
 
 
 def _is_observed(model: nn.Module, node: fx.Node) -> bool:
@@ -55,15 +126,16 @@ def _is_weight(node: fx.Node) -> bool:
     return any(op.weight is not None and user is not None and user.args[op.weight] is node for op in rows)
 
 
-def _qparams(model: nn.Module, node: fx.Node) -> QParams:
+def _qparams(model: nn.Module, node: fx.Node, where: str = "") -> QParams:
     try:
         params: QParams = model.get_submodule(str(node.target)).qparams()  # type: ignore[operator]
     except CalibrationError as error:
-        raise CalibrationError(f"the observer of {node.args[0]!s} {error}") from error
+        hint = "; give it data that gets there" if where else ""
+        raise CalibrationError(f"the observer of {node.args[0]!s}{where} {error}{hint}") from error
     return params
 
 
-def _quantize_activation(model: fx.GraphModule, node: fx.Node) -> None:
+def _quantize_activation(model: fx.GraphModule, node: fx.Node, where: str) -> None:
     observer, value = model.get_submodule(str(node.target)), node.args[0]
     with model.graph.inserting_before(node):
         if isinstance(observer, RuntimeObserver):
@@ -76,14 +148,14 @@ def _quantize_activation(model: fx.GraphModule, node: fx.Node) -> None:
             q = model.graph.call_function(quantize_, (value, *pair, qmin, qmax, dtype))
             dequantized = model.graph.call_function(dequantize_, (q, *pair))
         else:
-            params = _qparams(model, node)
+            params = _qparams(model, node, where)
             pair = (float(params.scale), int(params.zero_point))
             dtype = STORAGE[params.dtype]
             q = model.graph.call_function(
                 _OPS.quantize_per_tensor.default,
                 (value, *pair, params.qmin, params.qmax, dtype),
             )
-            dequantized = model.graph.call_function(_OPS.dequantize_per_tensor.default, (q, *pair))
+            dequantized = model.graph.call_function(_DEQUANTIZE, (q, *pair))
     q.meta = {**node.meta, "dtype": dtype}
     dequantized.meta = dict(node.meta)
     node.replace_all_uses_with(dequantized)
@@ -121,7 +193,7 @@ def _quantize_weight(model: fx.GraphModule, node: fx.Node) -> None:
 def _input_scale(head: fx.Node, op: Op) -> Tensor | None:
     """The scale of the operator's input, None where it is known at run time only."""
     source = head.args[op.operands[0]] if op.operands else None
-    if isinstance(source, fx.Node) and source.target is torch.ops.qlib.dequantize_per_tensor.default:
+    if isinstance(source, fx.Node) and source.target is _DEQUANTIZE:
         return torch.tensor(source.args[1], dtype=torch.float32)
     return None
 

@@ -8,6 +8,7 @@ from torch import Tensor, fx
 from qlib.arith import broadcast
 from qlib.graph import add_buffer, attribute, finish, get_attr, op_name
 from qlib.ops import BY_HEAD
+from qlib.regions import all_models
 
 # The operators that a batch normalisation may follow, as the rows that are tried first for them say where their weight,
 # its axis of output channels and their groups are.
@@ -20,12 +21,15 @@ FOLDABLE = {
 def fold_batch_norm(model: fx.GraphModule) -> fx.GraphModule:
     """Fold every batch normalisation in evaluation mode into the layer before it, in place; returns `model`.
 
+    This is done in each graph by itself, those of branches and loops included.
+
     ``W' = W * gamma / sqrt(var + eps)``, ``b' = (b - mean) * gamma / sqrt(var + eps) + beta`` (Jacob et al. 2018,
     section 3.2), in float64. A layer whose result is used elsewhere too, or whose weight is computed, is left alone.
     """
-    for norm in list(model.graph.nodes):
-        if op_name(norm) == "aten::batch_norm" and _can_fold(norm):
-            _fold(model, norm.args[0], norm)
+    for part in all_models(model):
+        for norm in list(part.graph.nodes):
+            if op_name(norm) == "aten::batch_norm" and _can_fold(norm):
+                _fold(part, norm.args[0], norm)
     finish(model)
     return model
 

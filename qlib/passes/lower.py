@@ -11,6 +11,7 @@ from qlib.graph import copy_of, finish
 from qlib.kernels import Runtime, Site, Source, call_at
 from qlib.kernels.kernel import Result
 from qlib.ops import Family, When
+from qlib.regions import all_models
 from qlib.rewrite import Match, find
 
 _OPS = torch.ops.qlib
@@ -20,14 +21,16 @@ _AT_RUN_TIME = (_OPS.dequantize_per_tensor.tensor, _OPS.dequantize_per_token.def
 def lower(debug: fx.GraphModule) -> fx.GraphModule:
     """Return the final form of a converted graph: integer kernels, integer weights, and float where no kernel fits.
 
-    A node that takes over from a quantize of the debug form carries that node's name in ``meta["replaces"]``.
+    The graphs of branches and loops are lowered each by itself. A node that takes over from a quantize of the debug
+    form carries that node's name in ``meta["replaces"]``; names are those of the node's own graph.
     """
     model = copy_of(debug)
-    integers = _Integers()
-    for node in list(model.graph.nodes):
-        match = find(node, lambda match: match.op.name == match.head.meta.get("operator"))
-        if match is not None and (site := _site(model, match, integers)) is not None:
-            _replace(site, integers)
+    for part in all_models(model):
+        integers = _Integers()
+        for node in list(part.graph.nodes):
+            match = find(node, lambda match: match.op.name == match.head.meta.get("operator"))
+            if match is not None and (site := _site(part, match, integers)) is not None:
+                _replace(site, integers)
     finish(model)
     model.real_recompile()  # the form that is handed out looks like any module, before its first call too
     return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import count
 
 import torch
@@ -15,6 +16,7 @@ from qlib.passes.annotate import Annotation, Placement, annotate
 from qlib.passes.fuse import fold_batch_norm
 from qlib.qconfig import QConfig, QConfigMapping, as_mapping
 from qlib.qparams import QSpec
+from qlib.regions import add_operand, inner_model, region_in, regions_in
 
 Watch = Callable[[QSpec], nn.Module]
 
@@ -45,27 +47,53 @@ def _check_types(annotation: Annotation) -> None:
 
 
 def place_observers(model: fx.GraphModule, annotation: Annotation, watch: Watch = observer_for) -> None:
-    """Insert what `watch` makes of each placement's spec, the followers of a group referring to its leader.
+    """Insert what `watch` makes of each placement's spec: one for each group, which all its sources show their data to.
 
+    The rest of a group follows it. An observer stands in the graph that has the value.
     The nodes of each operator found carry its name in ``meta["operator"]``: what lowering goes by, so that an
     operator between two quantized ones that a QConfig leaves in float stays there.
     """
+    sites = _sites(model)
     leaders: dict[fx.Node, nn.Module] = {}
-    observed: dict[fx.Node, fx.Node] = {}
-    names = _names(model)
     for placement in annotation.placements:
-        observer = watch(placement.spec)
-        if placement.group is not None:
-            leader = leaders.setdefault(placement.group, observer)
-            observer = observer if leader is observer else Follower(leader)
-        node = _insert(model, placement, observed.get(placement.value, placement.value), next(names), observer)
+        if placement.group is not None and placement.watches and placement.group not in leaders:
+            leaders[placement.group] = watch(placement.spec)
+    observed: dict[fx.Node, fx.Node] = {}
+    for placement in annotation.placements:
+        if placement.group is None:
+            observer = watch(placement.spec)
+        else:
+            leader = leaders[placement.group]
+            observer = leader if placement.watches else Follower(leader)
+        node = _insert(sites, placement, observed.get(placement.value, placement.value), observer)
         if placement.users is None:
             observed[placement.value] = node
     for placement in annotation.weights:
-        _insert(model, placement, placement.value, next(names), watch(placement.spec))
+        _insert(sites, placement, placement.value, watch(placement.spec))
     for match in annotation.matches:
         for part in match.nodes:
             part.meta["operator"] = match.op.name
+
+
+@dataclass(frozen=True)
+class _Site:
+    """One graph of a model, with names for its observers, and the region that runs it: which it is in whose graph."""
+
+    model: fx.GraphModule
+    names: Iterator[str]
+    region: fx.Node | None
+    index: int
+
+
+_Sites = dict[fx.Graph, _Site]
+
+
+def _sites(model: fx.GraphModule, region: fx.Node | None = None, index: int = 0) -> _Sites:
+    sites = {model.graph: _Site(model, _names(model), region, index)}
+    for inside in regions_in(model):
+        for number, reference in enumerate(inside.references):
+            sites |= _sites(inner_model(model, reference), inside.node, number)
+    return sites
 
 
 def _names(model: nn.Module) -> Iterator[str]:
@@ -73,13 +101,27 @@ def _names(model: nn.Module) -> Iterator[str]:
     return (name for name in (f"observer_{n}" for n in count()) if not hasattr(model, name))
 
 
-def _insert(model: fx.GraphModule, placement: Placement, value: fx.Node, name: str, observer: nn.Module) -> fx.Node:
+def _insert(sites: _Sites, placement: Placement, value: fx.Node, observer: nn.Module) -> fx.Node:
     """Call the observer on `value`, and hand its result to the users that the placement names."""
-    model.add_submodule(name, observer)
+    site = sites[value.graph]
+    name = next(site.names)
+    site.model.add_submodule(name, observer)
     users = list(value.users) if placement.users is None else placement.users
-    with model.graph.inserting_after(value):
-        node = model.graph.call_module(name, (value,))
+    with value.graph.inserting_after(value):
+        node = value.graph.call_module(name, (value,))
     node.meta = dict(value.meta)
     for user in users:
-        user.replace_input_with(value, node)
+        user.replace_input_with(_reach(sites, value, user.graph), _reach(sites, node, user.graph))
     return node
+
+
+def _reach(sites: _Sites, node: fx.Node, graph: fx.Graph) -> fx.Node:
+    """What a value is called in a graph within its own, to which it is handed where it isn't yet."""
+    if node.graph is graph:
+        return node
+    site = sites[graph]
+    assert site.region is not None
+    outer = _reach(sites, node, site.region.graph)
+    region = region_in(sites[site.region.graph].model, site.region)
+    assert region is not None
+    return add_operand(region, outer)[site.index]

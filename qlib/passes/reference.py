@@ -25,6 +25,7 @@ from qlib.graph import copy_of, finish, op_name
 from qlib.kernels import KERNELS, Runtime, Site, Source
 from qlib.kernels.kernel import Result
 from qlib.ops import Family, When
+from qlib.regions import all_models
 from qlib.rewrite import Match, find
 
 _OPS = torch.ops.qlib
@@ -41,6 +42,14 @@ def reference(debug: fx.GraphModule) -> fx.GraphModule:
     ``meta["replaces"]`` names the debug node that a node takes the place of.
     """
     model = copy_of(debug)
+    for part in all_models(model):
+        _rewrite(part)
+    finish(model)
+    model.real_recompile()
+    return model
+
+
+def _rewrite(model: fx.GraphModule) -> None:
     held: dict[fx.Node, Source] = {}
     for node in list(model.graph.nodes):
         if node.target is _OPS.dequantize_per_tensor.default:
@@ -52,9 +61,6 @@ def reference(debug: fx.GraphModule) -> fx.GraphModule:
     for node in list(model.graph.nodes):
         if node.target in BORDERS:
             _spell(model.graph, node)
-    finish(model)
-    model.real_recompile()
-    return model
 
 
 def _source(dequantize: fx.Node) -> Source:
