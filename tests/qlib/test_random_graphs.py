@@ -24,9 +24,10 @@ from qlib.errors import CalibrationError
 from qlib.kernels import implementation
 from qlib.ops import OPS
 from qlib.oracle import replay
-from qlib.passes.reference import REWRITES, reference
+from qlib.passes.reference import reference
 from qlib.qconfig import PRESETS, QConfigMapping, at_run_time
 from qlib.qparams import RangeFrom
+from qlib.spelled import REWRITES
 
 MOST_ELEMENTS = 3000
 

@@ -20,9 +20,9 @@ from qlib.graph import attribute, op_name
 from qlib.kernels import KERNELS, boundary, implementation
 from qlib.ops import OPS
 from qlib.oracle import Step, replay
-from qlib.passes import reference as rewriting
-from qlib.passes.reference import BORDERS, REWRITES, reference
+from qlib.passes.reference import reference
 from qlib.qconfig import PRESETS, QConfigMapping, at_run_time
+from qlib.spelled import BORDERS, REWRITES
 
 # Kernels whose inputs are quantized at run time.
 AT_RUN_TIME = {
