@@ -116,7 +116,8 @@ def _indices(choice: Choice, *shape: int) -> Tensor:
 INDICES: Mapping[str, Callable[[Choice], Any]] = {
     "embedding.indices": lambda c: torch.tensor([[3, 0, 0], [1, 2, 6 - c.number % 3]]),
     "embedding_bag.indices": lambda c: torch.tensor([3, 0, 0, 1, c.number % 7]),
-    "embedding_bag.offsets": lambda c: torch.tensor([0, 2, 2, 5][: 2 + c.number % 3]),
+    # A last offset that is included is the number of the indices.
+    "embedding_bag.offsets": lambda c: torch.tensor([0, 2, 2, 5][: 4 if c.number % 2 else 2 + c.number % 3]),
     "index.indices": lambda c: [*[None] * c.axis, _indices(c, 3)],
     "index_select.index": lambda c: _indices(c, 3),
     "gather.index": lambda c: _indices(c, *c.shape),
