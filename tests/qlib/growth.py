@@ -265,7 +265,12 @@ def _second(draft: Draft, op: Op, a: fx.Node, b: fx.Node) -> fx.Node:
 
 
 def grow(draft: Draft, op: Op, choice: Choice) -> fx.Node | None:
-    """The float operators of a row on the tensors of `choice`, None where they do not fit or the result is too large."""
+    """The float operators of a row on the tensors of `choice`, None where they do not fit or the result is too large.
+
+    Tensors without elements fit nothing.
+    """
+    if 0 in choice.shape or 0 in choice.b.meta["shape"]:
+        return None
     if op.chain[0] == "getitem":
         op = OPS["quantized::chunk"]
     a, b = (ranked(draft, x, rank_of(op)) for x in (choice.a, choice.b))
