@@ -44,10 +44,17 @@ class Result:
 
 @dataclass(frozen=True)
 class Runtime:
-    """An operand that is quantized at run time: the float node, and the arguments of `choose_qparams` after it."""
+    """An operand that is quantized at run time.
+
+    The float node, the arguments of `choose_qparams` after it, and the nodes of the integers that it becomes, of their
+    scale and of their zero point.
+    """
 
     node: fx.Node
     arguments: tuple[Any, ...]
+    integers: fx.Node
+    scale: fx.Node
+    zero_point: fx.Node
 
 
 @dataclass(frozen=True)
