@@ -288,9 +288,12 @@ def grow(draft: Draft, op: Op, choice: Choice) -> fx.Node | None:
     module = (choice.path, f"nn.{op.short_name}")
     node = draft.call(overload, *args, module=module)
     for name in op.chain[1:]:
-        node = draft.relu(node) if name == "aten::relu" else draft.call(operator.getitem, node, 0)
+        relu = name == "aten::relu"
+        node = draft.call(*((aten.relu.default, node) if relu else (operator.getitem, node, 0)), module=module)
     value = draft.values[node]
-    return draft.call(operator.getitem, node, choice.number % len(value)) if isinstance(value, list | tuple) else node
+    if not isinstance(value, list | tuple):
+        return node
+    return draft.call(operator.getitem, node, choice.number % len(value), module=module)
 
 
 def qconfig_for(op: Op, static: str = "default") -> QConfigs:
@@ -308,14 +311,19 @@ def qconfig_for(op: Op, static: str = "default") -> QConfigs:
     )
 
 
-def single(op: Op, number: int = 6) -> fx.GraphModule:
-    """A graph of one row, after a linear layer and a curve that nothing fuses with, so that its operands are quantized."""
+def single(op: Op, number: int = 6) -> fx.GraphModule | None:
+    """A graph of one row on data that is quantized: each operand comes from a curve that leaves it as it is.
+
+    None where the arguments that `number` chooses do not fit. The curves have the module paths "left" and "right", the row has "row".
+    """
     draft = Draft()
     dim = (rank_of(op) or 4) - 2
-    x = draft.input(2, 4, *[6 if dim < 3 else 4] * dim)
-    stem = grow(draft, OPS["quantized::linear"], Choice(x, x, 3, "stem"))
-    assert stem is not None
-    stem = draft.call(aten.hardswish.default, stem)
-    node = grow(draft, op, Choice(stem, stem, number, "row"))
-    assert node is not None, f"{op.name} does not fit {stem.meta['shape']}"
-    return draft.done(node)
+    shape = (2, 4, *[6 if dim < 3 else 4] * dim)
+
+    def operand(path: str) -> fx.Node:
+        return draft.call(aten.leaky_relu.default, draft.input(*shape), 1.0, module=(path, "nn.LeakyReLU"))
+
+    left = operand("left")
+    several = (len(op.operands) == 2 and op.kernel != "matmul") or op.kernel == "join"
+    node = grow(draft, op, Choice(left, operand("right") if several else left, number, "row"))
+    return None if node is None else draft.done(node)
