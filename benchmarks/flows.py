@@ -4,10 +4,10 @@
 
 What is timed is capture by itself, and preparation with conversion; calibration or training is one call of the prepared
 model, and is not timed. PT2E stops at quantize and dequantize around float operators, and is compared with our debug
-form, which is the same; FX and TorchScript go on to torch's kernels, and are compared with our final form, whose weights
-are packed at its first call. FX captures while it prepares, so that it has no column of capture. Medians over the rounds after one that warms up; in each round a model goes
-through one flow after the other, so that all see the same machine. One thread. A flow that is not installed is skipped,
-and one that fails on a model says so.
+form, which is the same; FX and TorchScript go on to torch's kernels, and are compared with our final form, whose
+weights are packed at its first call. FX captures while it prepares, so that it has no column of capture. Medians over
+the rounds after one that warms up; in each round a model goes through one flow after the other, so that all see the
+same machine. One thread. A flow that is not installed is skipped, and one that fails on a model says so.
 """
 
 from __future__ import annotations
