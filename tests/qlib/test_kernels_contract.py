@@ -10,7 +10,7 @@ import pytest
 import torch
 from graphs import QConfigs, forms
 from growth import single
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_random_graphs import assert_equal, judged
 from torch import Tensor, fx
@@ -94,6 +94,7 @@ def hold(model: fx.GraphModule, qconfig: QConfigs, inputs: tuple[Tensor, ...], n
 
 
 @pytest.mark.parametrize("kernel", sorted(KERNELS))
+@settings(max_examples=12)  # of each of more than twenty kernels
 @given(data=st.data(), number=st.integers(0, 20), seed=st.integers(0, 2**20))
 def test_a_kernel_at_any_scale(kernel: str, data: st.DataObject, number: int, seed: int) -> None:
     op = data.draw(st.sampled_from(ROWS[kernel]), label="row")
