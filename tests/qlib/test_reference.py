@@ -288,6 +288,27 @@ def test_a_dynamic_module(name: str) -> None:
     assert_same_integers(found, form, tuple(-2 * x for x in inputs))
 
 
+def branching(self: Any, x: Tensor) -> Tensor:
+    y = self.one(x)
+    return torch.cond(y.sum() > 0, lambda v: torch.relu(self.two(v)), self.three, (y,))
+
+
+def test_branches_are_spelled_out() -> None:
+    torch.manual_seed(11)
+    module = Of(branching, {"one": nn.Linear(6, 5), "two": nn.Linear(5, 5), "three": nn.Linear(5, 5)})
+    x = torch.randn(3, 6)
+    found = quantize_model(module.eval(), (x,), [(x,), (-x,)])
+    form = reference(found.debug)
+    graphs = [part.graph for part in form.modules() if isinstance(part, fx.GraphModule)]
+    assert len(graphs) == 3
+    assert not [node for graph in graphs for node in graph.nodes if str(node.target).startswith("qlib")]
+    taken = {bool(module.one(y).sum() > 0) for y in (x, -x)}
+    assert taken == {True, False}
+    with implementation("reference"):
+        for y in (x, -x):
+            assert torch.equal(form(y), found.final(y))
+
+
 def test_an_exported_module_gives_the_same_graph_as_a_traced_one() -> None:
     one, other = (quantized("residual, gate, shared", "static", "default", m)[0] for m in ("export", "trace"))
     assert targets(reference(one.debug)) == targets(reference(other.debug))
