@@ -1,6 +1,6 @@
 """Seconds of a quantization flow: ours against torchao's PT2E and torch's FX and TorchScript flows, interleaved.
 
-    python benchmarks/flows.py [--rounds 3]
+    python benchmarks/flows.py [--rounds 3] [--kinds calibration training] [--models MODEL ...]
 
 What is timed is capture by itself, and preparation with conversion; calibration or training is one call of the prepared
 model, and is not timed. PT2E stops at quantize and dequantize around float operators, and is compared with our debug
@@ -32,6 +32,8 @@ import qlib
 warnings.filterwarnings("ignore")
 
 Inputs = tuple[Tensor, ...]
+# What prepared models see before they are converted, with the preset that ours takes for it in training.
+KINDS = {"calibration": "", "training": "qat"}
 
 
 @dataclass(frozen=True)
@@ -184,10 +186,12 @@ def spent(flow: Flow, module: nn.Module, inputs: Inputs) -> Times:
     return Times(captured_at - start, prepared_at - captured_at + time.perf_counter() - ready_at)
 
 
-def measured(chosen: dict[str, Flow], qat: str, rounds: int) -> dict[str, dict[str, list[Times]]]:
+def measured(chosen: dict[str, Flow], qat: str, asked: list[str], rounds: int) -> dict[str, dict[str, list[Times]]]:
     """The times of each flow by model; a flow that fails on a model has none."""
     found: dict[str, dict[str, list[Times]]] = {}
     for model, (module, inputs) in models().items():
+        if model not in asked:
+            continue
         found[model] = {name: [] for name in chosen}
         failed: dict[str, str] = {}
         for number in range(rounds + 1):
@@ -216,9 +220,10 @@ def ratio(theirs: list[Times], own: list[Times]) -> str:
     return f"{statistics.median(t.rest for t in theirs) / statistics.median(t.rest for t in own):.1f}"
 
 
-def show(qat: str, rounds: int) -> None:
+def show(kind: str, asked: list[str], rounds: int) -> None:
+    qat = KINDS[kind]
     chosen = dict(flows(qat))
-    found = measured(chosen, qat, rounds)
+    found = measured(chosen, qat, asked, rounds)
     peers = {name: flow.against for name, flow in chosen.items() if flow.against in chosen}
     captured = [name for name in chosen if name not in ("FX", DEBUG)]
     rows = []
@@ -227,7 +232,7 @@ def show(qat: str, rounds: int) -> None:
         passes = [cell(by[name], "rest") for name in chosen]
         rows.append([model, *captures, *passes, *(ratio(by[name], by[own]) for name, own in peers.items())])
     headers = ["model", *(f"{name.removesuffix(', final')} capture" for name in captured), *chosen]
-    print(f"\n{'training' if qat else 'calibration'}: milliseconds of capture, then of preparation and conversion\n")
+    print(f"\n{kind}: milliseconds of capture, then of preparation and conversion\n")
     print(tabulate(rows, [*headers, *(f"{name} / ours" for name in peers)], tablefmt="github"))
     for name, own in peers.items():
         ratios = [float(r) for by in found.values() if (r := ratio(by[name], by[own]))]
@@ -238,11 +243,13 @@ def show(qat: str, rounds: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Seconds of quantization flows, ours and theirs.")
     parser.add_argument("--rounds", type=int, default=3)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
+    parser.add_argument("--models", nargs="+", choices=list(models()), default=list(models()))
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{rounds} rounds, torch {torch.__version__}, Python {sys.version.split()[0]}")
-    for qat in ("", "qat"):
-        show(qat, rounds)
+    print(f"{options.rounds} rounds, torch {torch.__version__}, Python {sys.version.split()[0]}")
+    for kind in options.kinds:
+        show(kind, options.models, options.rounds)
 
 
 if __name__ == "__main__":
