@@ -1,12 +1,13 @@
-"""The command line: `conformance run | list | show | lint | schema | report`."""
+"""The command line: `conformance run | list | show | lint | schema | report | diff | merge | expect`."""
 
 from __future__ import annotations
 
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -17,7 +18,11 @@ from conformance.load import discover, load
 from conformance.places import bundled_specs
 from conformance.spec import Capture, Mode, json_schema
 
-OK, FAILED, USAGE, ENVIRONMENT = 0, 1, 2, 3
+if TYPE_CHECKING:
+    from conformance.record import Record
+    from conformance.run import Plan
+
+OK, FAILED, USAGE, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 130
 
 SPECS = click.argument("specs", nargs=-1, type=click.Path(path_type=Path))
 MODES = click.option(
@@ -41,7 +46,7 @@ def main() -> None:
     try:
         sys.exit(cli(standalone_mode=False))
     except click.exceptions.Abort:
-        _fail("interrupted; what was recorded until now is kept", 130)
+        _fail("interrupted", INTERRUPTED)
     except click.ClickException as error:
         error.show()
         sys.exit(USAGE)
@@ -126,6 +131,14 @@ def _cases(specs: Sequence[Path], modes: Sequence[str], captures: Sequence[str],
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for results.jsonl, report.md and report.html.",
 )
+@click.option("--shard", metavar="I/N", help="Run one of N shares of the cases; `merge` joins their results.")
+@click.option(
+    "--resume",
+    "resumed",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="RESULTS",
+    help="Run what this results file of the same command still lacks, and append to it.",
+)
 @PYTHON
 def run(  # noqa: PLR0913, PLR0917  (one parameter for each option)
     specs: tuple[Path, ...],
@@ -136,30 +149,73 @@ def run(  # noqa: PLR0913, PLR0917  (one parameter for each option)
     workers: int,
     seconds: float,
     output: Path,
+    shard: str | None,
+    resumed: Path | None,
     allow_python: bool,
 ) -> int:
     """Run specs and write the results and reports.
 
-    SPECS are files or folders; without any, the bundled specs are run.
+    SPECS are files or folders; without any, the bundled specs are run. A run that was interrupted (exit status 130)
+    or killed goes on with the same command and --resume; its reports are written beside its results.
     """
+    from conformance.run import Plan, execute, resume
+    from conformance.shard import parse_shard
+
+    plan = Plan(
+        cases=_cases(specs, modes, captures, text),
+        backends=backends,
+        workers=workers,
+        seconds=seconds,
+        options=("--allow-python",) if allow_python else (),
+        command=shlex.join(["conformance", *sys.argv[1:]]),
+        shard=parse_shard(shard) if shard else None,
+    )
+    if resumed:
+        return _run(plan, resume, resumed, plan.command)
+    results = output / "results.jsonl"
+    return _run(plan, execute, results, f"{plan.command} --resume {shlex.quote(str(results))}")
+
+
+def _run(plan: Plan, act: Callable[..., list[Record]], results: Path, again: str) -> int:
+    """Run the plan by `execute` or `resume` and show what came out; `again` is the command that goes on with it."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from conformance.known import known_for
-    from conformance.run import Plan, execute
+    from conformance.known_file import known_for
 
-    cases = _cases(specs, modes, captures, text)
-    options = ("--allow-python",) if allow_python else ()
-    command = shlex.join(["conformance", *sys.argv[1:]])
-    plan = Plan(cases, backends, workers, seconds, options, command)
-    results = output / "results.jsonl"
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console()
+    recorded: list[Record] = []
     with Progress(*columns, console=console, transient=not console.is_terminal) as progress:
         bar = progress.add_task("cases", total=len(plan.jobs))
-        records = execute(plan, results, known_for, lambda record: progress.advance(bar))
-    written = _write_reports(results, output, console)
+
+        def show(record: Record) -> None:
+            recorded.append(record)
+            progress.advance(bar)
+
+        try:
+            act(plan, results, known_for, show)
+            interrupted = False
+        except KeyboardInterrupt:
+            interrupted = True
+    if interrupted:
+        return _interrupted(recorded, results, again, console)
+    written = _write_reports(results, results.parent, console)
     console.print(f"written: {', '.join(map(str, [results, *written]))}", soft_wrap=True)
-    return FAILED if any(record.failed for record in records) else OK
+    return FAILED if any(record.failed for record in recorded) else OK
+
+
+def _interrupted(recorded: Sequence[Record], results: Path, again: str, console: Console) -> int:
+    """Show what was recorded and how to go on. Before the first record, the file may still be an earlier run's."""
+    from conformance.report import terminal
+    from conformance.store import read
+
+    if not recorded:
+        click.echo("interrupted; nothing was recorded yet", err=True)
+        return INTERRUPTED
+    found = read(results)
+    terminal.print_to(console, found.run, found.records)
+    click.echo(f"interrupted; what was recorded until now is kept in {results}; go on with\n  {again}", err=True)
+    return INTERRUPTED
 
 
 def _write_reports(results: Path, output: Path, console: Console | None) -> list[Path]:
@@ -217,12 +273,13 @@ def show(case: str, specs: tuple[Path, ...], backend: str, allow_python: bool) -
     cases` prints it, as pytest prints it, or the unambiguous beginning of one.
     """
     from conformance.backends import open_backend
-    from conformance.known import apply, known_for
+    from conformance.known_file import marked
     from conformance.show import show as print_case
 
     found = find_case(_cases(specs, (), (), ""), case)
-    trial = print_case(found, open_backend(backend), backend, Console(), allow_python)
-    return FAILED if apply(trial.record, known_for(backend)).failed else OK
+    opened = open_backend(backend)
+    trial = print_case(found, opened, backend, Console(), allow_python)
+    return FAILED if marked(trial.record, opened.about().versions).failed else OK
 
 
 @cli.command()

@@ -13,7 +13,7 @@ from conformance.backends import open_backend
 from conformance.backends.qlib import vocabulary
 from conformance.case import Case, expand, item_name, select
 from conformance.errors import ConformanceError, SpecError, UsageError
-from conformance.known import apply, known_for
+from conformance.known_file import marked
 from conformance.load import load
 from conformance.record import Record, Verdict
 from conformance.report.text import explain, headline
@@ -136,7 +136,7 @@ class CaseItem(pytest.Item):
     def runtest(self) -> None:
         """Run the case and raise where the record fails it; unsupported cases skip, known failures xfail strictly."""
         found, graphs = _run(self)
-        record = apply(found, known_for(self.backend))
+        record = marked(found, open_backend(self.backend).about().versions)
         self.stash[_RECORD] = json.dumps(record.to_json())
         if record.verdict is Verdict.UNSUPPORTED and record.known is None:
             pytest.skip(f"unsupported: {record.error}")
@@ -235,7 +235,8 @@ def check(case: Case, backend: str = "qlib") -> Record:
     """Run one case in this process; raises AssertionError with the findings where it is not native."""
     from conformance.engine import run_case
 
-    record = apply(run_case(case, open_backend(backend), backend).record, known_for(backend))
+    opened = open_backend(backend)
+    record = marked(run_case(case, opened, backend).record, opened.about().versions)
     if record.failed:
         raise AssertionError(explain(record))
     return record

@@ -9,7 +9,7 @@ from offered import offer
 from small_specs import LINEAR, VERDICTS, cases_of, written
 
 from conformance import __main__ as command_line
-from conformance import known
+from conformance import known_file
 from conformance.backends import open_backend
 from conformance.engine import run_case
 from conformance.record import Verdict
@@ -229,13 +229,13 @@ def test_a_backend_that_does_not_exist(pytester: pytest.Pytester) -> None:
 @pytest.fixture
 def expected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file of the known failures of `float-only`."""
-    monkeypatch.setattr(known, "bundled_specs", lambda: tmp_path)
+    monkeypatch.setattr(known_file, "bundled_specs", lambda: tmp_path)
     (tmp_path / "expected").mkdir()
     return tmp_path / "expected" / "float-only.yaml"
 
 
 def test_known_failures_are_expected(pytester: pytest.Pytester, small: Path, expected: Path) -> None:
-    expected.write_text("- {case: 'small::linear_relu*', verdict: fallback, stage: judge, reason: no integers here}\n")
+    expected.write_text("- {case: 'small::linear_relu', verdict: fallback, stage: judge, reason: no integers here}\n")
     result = pytester.runpytest("--backend", "float-only", "-rx")
     result.assert_outcomes(xfailed=4, failed=2)
     result.stdout.fnmatch_lines(["XFAIL small.qspec.yaml::linear_relu*no integers here*"])
@@ -243,13 +243,14 @@ def test_known_failures_are_expected(pytester: pytest.Pytester, small: Path, exp
 
 def test_a_known_failure_of_another_kind_still_fails(pytester: pytest.Pytester, small: Path, expected: Path) -> None:
     expected.write_text(
-        "- {case: 'small::*', verdict: wrong, reason: r}\n- {case: '*', verdict: fallback, stage: lower, reason: r}\n"
+        "- {case: small::linear, verdict: wrong, reason: r}\n"
+        "- {case: small::linear_relu, verdict: fallback, stage: lower, reason: r}\n"
     )
     pytester.runpytest("--backend", "float-only").assert_outcomes(failed=6)
 
 
 def test_a_known_failure_that_passes_fails(pytester: pytest.Pytester, small: Path, expected: Path) -> None:
-    expected.with_name("qlib.yaml").write_text("- {case: 'small::linear[*', verdict: wrong, reason: was broken}\n")
+    expected.with_name("qlib.yaml").write_text("- {case: 'small::linear', verdict: wrong, reason: was broken}\n")
     result = pytester.runpytest()
     result.assert_outcomes(passed=4, failed=2)
     result.stdout.fnmatch_lines(["passes, but expected wrong: was broken: remove the known failure"])
@@ -257,9 +258,7 @@ def test_a_known_failure_that_passes_fails(pytester: pytest.Pytester, small: Pat
 
 def test_an_unsupported_case_that_is_known_to_be_is_expected(pytester: pytest.Pytester, expected: Path) -> None:
     written(pytester.path, VERDICTS, "verdicts")
-    expected.with_name("qlib.yaml").write_text(
-        "- {case: 'verdicts::unsupported*', verdict: unsupported, reason: qat}\n"
-    )
+    expected.with_name("qlib.yaml").write_text("- {case: 'verdicts::unsupported', verdict: unsupported, reason: qat}\n")
     pytester.runpytest("-k", "unsupported").assert_outcomes(xfailed=1, deselected=5)
 
 
