@@ -12,17 +12,16 @@ from typing import TYPE_CHECKING
 import click
 from rich.console import Console
 
-from conformance.case import Case, expand, find_case, select
-from conformance.errors import ConformanceError, EnvironmentTrouble, Mistake, SpecError, UsageError
-from conformance.load import discover, load
-from conformance.places import bundled_specs
+from conformance.case import find_case
+from conformance.command import ENVIRONMENT, FAILED, INTERRUPTED, OK, USAGE, cases_of, write
+from conformance.errors import ConformanceError, EnvironmentTrouble, SpecError
+from conformance.expect_commands import expect
+from conformance.results_commands import diff_command, merge_command
 from conformance.spec import Capture, Mode, json_schema
 
 if TYPE_CHECKING:
     from conformance.record import Record
     from conformance.run import Plan
-
-OK, FAILED, USAGE, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 130
 
 SPECS = click.argument("specs", nargs=-1, type=click.Path(path_type=Path))
 MODES = click.option(
@@ -83,28 +82,6 @@ def cli() -> None:
     """
 
 
-def _cases(specs: Sequence[Path], modes: Sequence[str], captures: Sequence[str], text: str) -> tuple[Case, ...]:
-    """The cases of the given spec files or folders, or of the bundled ones; all mistakes in them are reported."""
-    from conformance.backends.qlib import vocabulary
-
-    paths = discover(list(specs) or [bundled_specs()])
-    if not paths:
-        raise UsageError(f"no *.qspec.yaml file in {', '.join(map(str, specs))}")
-    mistakes: list[Mistake] = []
-    cases: list[Case] = []
-    for path in paths:
-        try:
-            cases += expand(load(path, vocabulary()))
-        except SpecError as error:
-            mistakes += error.mistakes
-    if mistakes:
-        raise SpecError(mistakes)
-    chosen = tuple(select(cases, modes=modes, captures=captures, text=text))
-    if not chosen:
-        raise UsageError(f"none of the {len(cases)} cases is left by --mode, --capture and -k")
-    return chosen
-
-
 @cli.command()
 @SPECS
 @click.option(
@@ -162,7 +139,7 @@ def run(  # noqa: PLR0913, PLR0917  (one parameter for each option)
     from conformance.shard import parse_shard
 
     plan = Plan(
-        cases=_cases(specs, modes, captures, text),
+        cases=cases_of(specs, modes, captures, text),
         backends=backends,
         workers=workers,
         seconds=seconds,
@@ -227,17 +204,8 @@ def _write_reports(results: Path, output: Path, console: Console | None) -> list
         terminal.print_to(console, found.run, found.records)
     written = []
     for name, module in (("report.md", markdown), ("report.html", html)):
-        written.append(_write(output / name, module.render(found.run, found.records)))
+        written.append(write(output / name, module.render(found.run, found.records)))
     return written
-
-
-def _write(path: Path, text: str) -> Path:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise EnvironmentTrouble(f"{path}: can't be written ({error})") from error
-    return path
 
 
 @cli.command("list")
@@ -254,7 +222,7 @@ def list_command(
     """Print what there is: cases (of SPECS or the bundled ones), or the suite's own tables."""
     from conformance.catalog import catalog
 
-    cases = _cases(specs, modes, captures, text) if what == "cases" else ()
+    cases = cases_of(specs, modes, captures, text) if what == "cases" else ()
     lines = {case.id: case.why for case in cases} or catalog(what)
     width = min(72, max(map(len, lines), default=0))
     for name, doc in lines.items():
@@ -276,7 +244,7 @@ def show(case: str, specs: tuple[Path, ...], backend: str, allow_python: bool) -
     from conformance.known_file import marked
     from conformance.show import show as print_case
 
-    found = find_case(_cases(specs, (), (), ""), case)
+    found = find_case(cases_of(specs, (), (), ""), case)
     opened = open_backend(backend)
     trial = print_case(found, opened, backend, Console(), allow_python)
     return FAILED if marked(trial.record, opened.about().versions).failed else OK
@@ -312,7 +280,7 @@ def lint(specs: tuple[Path, ...]) -> None:
 
     Every mistake is printed as file:line:column with the line.
     """
-    cases = _cases(specs, (), (), "")
+    cases = cases_of(specs, (), (), "")
     files = {case.path for case in cases}
     click.echo(
         f"{len(files)} files, {len({(c.suite, c.spec_id) for c in cases})} specs, {len(cases)} cases: no mistakes"
@@ -320,9 +288,12 @@ def lint(specs: tuple[Path, ...]) -> None:
 
 
 @cli.command()
-def schema() -> None:
-    """Print the JSON Schema of spec files, for editors."""
-    click.echo(json.dumps(json_schema(), indent=2))
+@click.argument("what", default="specs", type=click.Choice(["specs", "expected"]))
+def schema(what: str) -> None:
+    """Print the JSON Schema of spec files, or of files of known failures, for editors."""
+    from conformance.known import known_schema
+
+    click.echo(json.dumps({"specs": json_schema, "expected": known_schema}[what](), indent=2))
 
 
 @cli.command()
@@ -348,8 +319,11 @@ def report(results: Path, name: str, output: Path | None) -> None:
     if output is None:
         click.echo(text)
     else:
-        click.echo(f"written: {_write(output, text)}")
+        click.echo(f"written: {write(output, text)}")
 
+
+for command in (diff_command, merge_command, expect):
+    cli.add_command(command)
 
 if __name__ == "__main__":
     main()

@@ -100,8 +100,10 @@ class Known(BaseModel):
 
     def names(self, subject: Subject, backend: str) -> bool:
         """Whether this is about the case on this backend."""
-        if self.target is not None and backend.partition(":")[2] not in self.target:
-            return False
+        return self.chooses(subject) and (self.target is None or backend.partition(":")[2] in self.target)
+
+    def chooses(self, subject: Subject) -> bool:
+        """Whether this is about the case, whatever the backend's target."""
         if "[" in self.case:
             return self.case == subject.case
         return (
@@ -135,6 +137,30 @@ def _within(version: str | None, specifiers: str) -> bool:
         return version is not None and SpecifierSet(specifiers).contains(Version(version), prereleases=True)
     except InvalidVersion:
         return False
+
+
+def known_schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of a file of known failures as it is written, single values included."""
+    entry = Known.model_json_schema()
+    definitions: dict[str, Any] = entry.pop("$defs")
+    definitions["Verdict"]["enum"].remove(str(Verdict.NATIVE))
+    for definition in definitions.values():
+        definition.pop("description", None)
+    properties = entry["properties"]
+    for name in ("mode", "capture", "target"):
+        listed = properties[name]["anyOf"][0]
+        listed["minItems"] = listed.pop("minLength")
+        properties[name]["anyOf"] = [listed["items"], listed]
+    value = {"type": ["string", "number", "boolean", "null"]}
+    properties["where"]["additionalProperties"] = {"anyOf": [value, {"type": "array", "minItems": 1}]}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Known failures of a backend",
+        "description": "Which conformance cases are expected to fail, how, why, and for how long.",
+        "type": ["array", "null"],
+        "items": entry,
+        "$defs": definitions,
+    }
 
 
 @dataclass(frozen=True)

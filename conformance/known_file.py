@@ -86,7 +86,7 @@ def load_known(path: Path) -> KnownFile:
 
 def read_known(path: str, text: str) -> KnownFile:
     """Read the text of a file of known failures; `path` is only named in mistakes."""
-    source = Source(path, text.replace("\r\n", "\n"))
+    source = Source(path, text.replace("\r\n", "\n").removeprefix("\ufeff"))
     if all(not line.strip() or line.lstrip().startswith("#") for line in source.text.splitlines()):
         return KnownFile(source, None, ())
     document = parse(source)

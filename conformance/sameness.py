@@ -12,8 +12,8 @@ MOST = 3
 def differences(one: Run, other: Run) -> list[str]:
     """Say in what two heads differ so that their records can't stand in one file; empty where they don't."""
     shards = [f"shard: {one.shard or 'all'}, now {other.shard or 'all'}"] if one.shard != other.shard else []
-    machine = _changed("machine", _machine(one), _machine(other))
-    return [*plan_differences(one, other), *software_differences(one, other), *machine, *shards]
+    software = software_differences(one, other)
+    return [*plan_differences(one, other), *software, *machine_differences(one, other), *shards]
 
 
 def plan_differences(one: Run, other: Run) -> list[str]:
@@ -39,6 +39,11 @@ def software_differences(one: Run, other: Run) -> list[str]:
     for backend in one.backends:
         found += _changed(f"backend {backend}", one.versions.get(backend, {}), other.versions.get(backend, {}))
     return found
+
+
+def machine_differences(one: Run, other: Run) -> list[str]:
+    """Say in what the machines differ."""
+    return list(_changed("machine", _machine(one), _machine(other)))
 
 
 def _own(run: Run) -> dict[str, str]:

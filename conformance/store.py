@@ -69,6 +69,14 @@ def writing(path: Path) -> Iterator[Writer]:
         os.close(descriptor)
 
 
+def write_all(path: Path, results: Results) -> None:
+    """Write a whole results file, replacing an earlier one."""
+    with writing(path) as writer:
+        writer.head(results.run)
+        for record in results.records:
+            writer.append(record)
+
+
 @contextmanager
 def appending(path: Path) -> Iterator[Writer]:
     """Open a results file to go on with it; a last line that was cut off is removed first.

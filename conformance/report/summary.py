@@ -194,6 +194,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("instruction set", environment.isa),
         ("platform", environment.platform),
         ("suite", environment.suite),
+        ("shard", run.shard or ""),
         ("seed", SEED_RULE),
         ("started", run.started),
         ("packages", others),
