@@ -41,7 +41,7 @@ PYTHON = click.option(
 
 
 def main() -> None:
-    """Run the command line; exit with 0 as expected, 1 conformance failure, 2 usage or spec error, 3 environment."""
+    """Run the command line; exit with 0 as expected, 1 failure, 2 mistake in a command or file, 3 environment."""
     try:
         sys.exit(cli(standalone_mode=False))
     except click.exceptions.Abort:
@@ -77,8 +77,8 @@ def cli() -> None:
       unsupported  the backend had declared that it can't
       crash, timeout, error, vacuous
 
-    Exit status: 0 as expected, 1 a conformance failure, 2 a mistake in a command or a spec, 3 trouble with the
-    environment.
+    Exit status: 0 as expected, 1 a conformance failure or a regression, 2 a mistake in a command or a file, 3 trouble
+    with the environment, 130 interrupted.
     """
 
 

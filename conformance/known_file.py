@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from conformance.backends import BUILTIN, names
 from conformance.errors import Mistake, SpecError
-from conformance.known import Known, apply, expected
+from conformance.known import Expected, Known, apply, expected
 from conformance.matrix import MAX_TEXT, short_text
 from conformance.phrase import mistakes_of
 from conformance.places import bundled_specs
@@ -68,10 +68,14 @@ def known_for(backend: str) -> tuple[Known, ...]:
     return tuple(entry.known for entry in load_known(path).entries) if path else ()
 
 
+def expected_today(backend: str, versions: Mapping[str, str]) -> Expected:
+    """The known failures of a backend, which says `versions` of itself, as they hold today."""
+    return expected(known_for(backend), backend, versions, datetime.date.today())
+
+
 def marked(record: Record, versions: Mapping[str, str]) -> Record:
     """The record as `apply` marks it today, by the file of its backend, which says `versions` of itself."""
-    entries = known_for(record.backend)
-    return apply(record, expected(entries, record.backend, versions, datetime.date.today()))
+    return apply(record, expected_today(record.backend, versions))
 
 
 def load_known(path: Path) -> KnownFile:

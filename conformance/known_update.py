@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import yaml
 
@@ -101,7 +101,7 @@ def _impure(parts: Sequence[Sequence[Record]], others: Sequence[Subject]) -> int
 
 def entry_text(group: Group, reason: str | None, today: datetime.date) -> str:
     """One entry as YAML. The reason is the first failed finding unless one is given."""
-    record, subject = group.record, group.record.subject
+    record, subject = replace(group.record, lapsed=None), group.record.subject
     target = record.backend.partition(":")[2]
     box = group.box or {}
     where = ", ".join(f"{name[1:]}: {_values(values)}" for name, values in box.items() if name.startswith("."))

@@ -16,6 +16,7 @@ MOST_FAMILIES: Final = 60
 MOST_COMBINATIONS: Final = 40
 MOST_FAILURES: Final = 25
 MOST_REASONS: Final = 15
+MOST_BACKENDS: Final = 20
 LONGEST: Final = 120
 LABEL: Final = 48
 FACT: Final = 300
@@ -38,6 +39,7 @@ def render(run: Run, records: Sequence[Record]) -> str:
         _failures(failed),
         f"### Known failures: {sum(len(group.cases) for group in known)}" if known else "",
         _known(known),
+        " · ".join(_code(line, FACT) for line in summary.debts(run, records)[:MOST_BACKENDS]),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -65,7 +67,7 @@ def _failures(failed: Sequence[Record]) -> str:
     rows = []
     for record in failed[:MOST_FAILURES]:
         complaint = summary.complaint(record)
-        texts = (complaint.check, complaint.expected, complaint.got)
+        texts = (complaint.check, complaint.expected, "; ".join(filter(None, (complaint.lapsed, complaint.got))))
         verdict = f"{summary.GLYPHS[record.verdict]} {record.verdict}"
         subject = [cell(record.subject.case, LONGEST), cell(record.backend, LABEL)]
         rows.append([verdict, *subject, *(cell(text, LONGEST) for text in texts)])

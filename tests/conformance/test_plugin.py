@@ -12,7 +12,9 @@ from conformance import __main__ as command_line
 from conformance import known_file
 from conformance.backends import open_backend
 from conformance.engine import run_case
+from conformance.merge import merge
 from conformance.record import Verdict
+from conformance.shard import Shard
 from conformance.store import read
 
 pytest_plugins = ["pytester"]
@@ -352,3 +354,45 @@ def test_the_decorator_on_a_file_with_mistakes(pytester: pytest.Pytester) -> Non
     result = pytester.runpytest("--ignore=specs")
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*SpecError*specs/small.qspec.yaml:1:*"])
+
+
+# ---- shards
+
+
+@pytest.mark.parametrize("extra", [(), ("-n", "2")])
+def test_shards_are_those_of_the_command_line_and_can_be_joined(
+    pytester: pytest.Pytester, small: Path, extra: tuple[str, ...]
+) -> None:
+    ids = []
+    for index in ("1", "2"):
+        options = ("--shard", f"{index}/2", "-k", "linear_relu", "--conformance-results", f"{index}.jsonl")
+        pytester.runpytest_subprocess(*options, *extra)
+        found = read(pytester.path / f"{index}.jsonl")
+        assert (found.run.shard, len(found.run.cases), found.run.planned) == (f"{index}/2", 4, len(found.records))
+        assert all(Shard(int(index), 2).holds(record.subject.case) for record in found.records)
+        ids += [record.subject.case for record in found.records]
+    assert sorted(ids) == sorted(found.run.cases)
+    merged = merge([(Path(name), read(pytester.path / name)) for name in ("1.jsonl", "2.jsonl")])
+    assert merged.missing == () and len(merged.results.records) == 4
+    assert merged.results.run.versions["qlib"].keys() == {"qlib", "torch"}
+
+
+@pytest.mark.usefixtures("small")
+def test_a_choice_that_leaves_some_backends_of_a_case_is_no_plan(pytester: pytest.Pytester) -> None:
+    options = ("--backend", "qlib", "--backend", "float-only", "-k", "float-only or linear_relu")
+    pytester.runpytest(*options, "--conformance-results", "r.jsonl")
+    assert read(pytester.path / "r.jsonl").run.cases == {}
+
+
+@pytest.mark.usefixtures("small")
+def test_what_is_no_shard_is_refused(pytester: pytest.Pytester) -> None:
+    result = pytester.runpytest("--shard", "3/2")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*expected a shard as i/n*found '3/2'*"])
+
+
+def test_an_expired_known_failure_fails_and_says_so(pytester: pytest.Pytester, small: Path, expected: Path) -> None:
+    expected.write_text("- {case: small::linear, verdict: fallback, reason: floats, expires: 2020-01-01}\n")
+    result = pytester.runpytest("--backend", "float-only", "-k", "linear[")
+    result.assert_outcomes(failed=2, deselected=4)
+    result.stdout.fnmatch_lines(["fallback: *; known until 2020-01-01: floats"])
