@@ -264,7 +264,7 @@ def export(case: str, specs: tuple[Path, ...], target: Path, allow_python: bool)
     from conformance.backends.qlib import onnx_of
     from conformance.engine import task_of
 
-    found = find_case(_cases(specs, (), (), ""), case)
+    found = find_case(cases_of(specs, (), (), ""), case)
     written = onnx_of(task_of(found, allow_python), found.id)
     try:
         target.write_bytes(written)

@@ -337,3 +337,15 @@ def test_a_backend_of_another_distribution_keeps_its_own_file(
     assert "schema" not in path.read_text()
     assert conformance("run", small, "--backend", "moody", "--mode", "static", "--capture", "export").code == 0
     assert conformance("expect", "lint", "--backend", "moody", "--specs", small).code == 0
+
+
+def test_the_suites_own_files_are_right(conformance: Command) -> None:
+    said = conformance("expect", "lint")
+    assert (said.code, said.err) == (0, "")
+
+
+def test_the_schema_that_editors_read_is_the_one_that_is_printed(conformance: Command) -> None:
+    written_down = Path(__file__).parents[2] / "specs" / "expected" / "schema.json"
+    assert written_down.read_text() == conformance("schema", "expected").out, (
+        "write it anew: conformance schema expected > specs/expected/schema.json"
+    )

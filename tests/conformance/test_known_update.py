@@ -60,9 +60,14 @@ def test_entries_name_what_failed_and_nothing_else(chosen: set[int]) -> None:
 )
 def test_failures_that_are_alike_become_one_entry(keep: object, expected: dict[str, object]) -> None:
     (known,) = entries([failure(each) for each in SUBJECTS if keep(each)])  # type: ignore[operator]
-    said = known.model_dump(exclude_defaults=True)
-    said.pop("reason")
-    assert said == {**expected, "verdict": Verdict.WRONG, "stage": "judge", "since": TODAY}
+    said = {name: getattr(known, name) for name in known.model_fields_set - {"reason"}}
+    assert {**said, "where": dict(known.where)} == {
+        "where": {},
+        **expected,
+        "verdict": Verdict.WRONG,
+        "stage": "judge",
+        "since": TODAY,
+    }
 
 
 def test_a_single_case_is_named_by_its_id() -> None:
