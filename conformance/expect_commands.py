@@ -61,7 +61,7 @@ def lint(results: Path | None, backends: tuple[str, ...], specs: tuple[Path, ...
         raise UsageError(f"no backend is named {unknown[0]!r}.{nearest(unknown[0], names())}")
     mistakes: list[Mistake] = [] if backends else _ownerless()
     entries = files = 0
-    for name in stems or names():
+    for name in sorted(stems) or names():
         path = path_of(name)
         if path is None or not path.exists():
             continue
