@@ -17,6 +17,7 @@ from conformance import __main__ as command_line
 from conformance.backends.qlib import vocabulary
 from conformance.case import expand
 from conformance.catalog import CATALOGS, catalog
+from conformance.known import known_schema
 from conformance.load import load
 from conformance.places import bundled_specs
 from conformance.record import Verdict
@@ -176,6 +177,12 @@ def test_folders_are_searched(conformance: Command, tmp_path: Path) -> None:
         (["show", "linear", "{small}"], 2, "6 cases fit 'linear'"),
         (["report", "{tmp}/missing.jsonl"], 2, "can't be read"),
         (["report", "{small}"], 2, "head of a run"),
+        (["run", "{small}", "--shard", "3/2"], 2, "such as 2/3"),
+        (["run", "{small}", "--resume", "{tmp}/missing.jsonl"], 2, "can't be read"),
+        (["diff", "{small}", "{small}"], 2, "head of a run"),
+        (["merge", "{tmp}/missing.jsonl", "-o", "{tmp}/o.jsonl"], 2, "can't be read"),
+        (["expect", "lint", "--backend", "qlibb"], 2, "Did you mean 'qlib'?"),
+        (["expect", "update", "{tmp}/missing.jsonl"], 2, "can't be read"),
     ],
 )
 def test_exit_codes_of_mistakes_and_of_the_environment(
@@ -208,14 +215,16 @@ def test_results_of_an_earlier_run_outlive_a_misspelt_backend(
 def test_known_failures_are_no_failures_and_must_fail(
     conformance: Command, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from conformance import known
+    from conformance import known_file
 
     (tmp_path / "expected").mkdir()
     expected = tmp_path / "expected" / "float-only.yaml"
-    monkeypatch.setattr(known, "bundled_specs", lambda: tmp_path)
-    expected.write_text("- {case: 'small::*', verdict: fallback, reason: floats}\n")
+    monkeypatch.setattr(known_file, "bundled_specs", lambda: tmp_path)
+    expected.write_text(
+        "".join(f"- {{case: small::{spec}, verdict: fallback, reason: floats}}\n" for spec in ("linear", "linear_relu"))
+    )
     assert conformance("run", small, "--backend", "float-only").code == 0
-    (tmp_path / "expected" / "qlib.yaml").write_text("- {case: 'small::linear[*', verdict: wrong, reason: old}\n")
+    (tmp_path / "expected" / "qlib.yaml").write_text("- {case: small::linear, verdict: wrong, reason: old}\n")
     said = conformance("run", small)
     assert said.code == 1 and "old" in said.out
     expected.write_text("- {case: a}\n")
@@ -282,6 +291,7 @@ def test_lint_schema_and_list_need_no_torch(small: Path) -> None:
 
 def test_the_schema_is_printed(conformance: Command) -> None:
     assert json.loads(conformance("schema").out) == json_schema()
+    assert json.loads(conformance("schema", "expected").out) == known_schema()
 
 
 def test_a_case_is_shown(conformance: Command, small: Path) -> None:
@@ -320,7 +330,7 @@ def test_a_damaged_file_is_rendered_and_said_to_be(conformance: Command, small: 
 def test_help_and_version(conformance: Command) -> None:
     said = conformance("--help")
     assert said.code == 0
-    for name in ("run", "list", "show", "lint", "schema", "report"):
+    for name in ("run", "list", "show", "lint", "schema", "report", "diff", "merge", "expect"):
         assert f"\n  {name} " in said.out
         assert conformance(name, "-h").code == 0
     assert "conformance, version" in conformance("--version").out
