@@ -6,6 +6,7 @@ The rules of placement are those that quantizers for torchao are written for:
     edge        `input_qspec_map` quantizes a value for one user, after what the value's own spec does to it
     shared      points that refer to each other have the same parameters, in any order and over any number of steps
     unasked     edges of one value with equal specs are one quantize, and none at all where the value's spec equals theirs
+    run time    each tensor has the range of its own data, also where it is said to share another's
 """
 
 from __future__ import annotations
@@ -49,8 +50,7 @@ def annotated(model: fx.GraphModule) -> Annotation:
     """Read the annotations of a normalised graph and find the operators that they quantize.
 
     Raises QuantizerError where they contradict each other: a spec shared with a point that has none or with itself in a
-    circle, one derived from what is not quantized, parameters of one call shared between tensors, an edge between nodes
-    that have none; and QConfigError for types and observers that do not exist here.
+    circle, one derived from what is not quantized, an edge between nodes that have none; and QConfigError for types and observers that do not exist here.
     """
     points = _read(model.graph)
     matches = _operators(model.graph, points)
@@ -136,12 +136,7 @@ def _equal(one: QSpec, other: QSpec) -> bool:
 
 
 def _check_points(points: _Points) -> None:
-    members: dict[EdgeOrNode, set[fx.Node]] = {}
     for point, spec in points.specs.items():
-        tensors = members.setdefault(points.groups.find(point), set())
-        tensors.add(_tensor(point))
-        if len(tensors) > 1 and spec.range_from is RangeFrom.RUNTIME:
-            raise QuantizerError(f"{_named(point)} shares parameters with another tensor, which are chosen at each call")
         weight = isinstance(point, tuple) and _takes_as_weight(*point)
         if not weight and spec.axis is not None:
             raise QuantizerError(f"{_named(point)}: expected one scale for the tensor, found one per channel")
