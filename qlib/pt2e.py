@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from torch import Tensor, fx, nn
 
-from qlib.errors import CaptureError
+from qlib.errors import CaptureError, QuantizerError
 from qlib.frontends.capture import capture, captured
 from qlib.frontends.normalize import normalize
 from qlib.frontends.spelling import describe_new, spell_as_exported
@@ -23,6 +23,10 @@ from qlib.passes.own_dequantize import own_dequantize
 from qlib.passes.prepare import check_types, place_observers
 from qlib.passes.reference import reference
 from qlib.quantizer import Quantizer, read_annotation
+
+
+# What quantizers for torchao inherit, and does nothing.
+_NO_CALLBACK = "Quantizer.prepare_obs_or_fq_callback"
 
 
 def capture_pre_autograd_graph(module: nn.Module, args: tuple[Tensor, ...]) -> fx.GraphModule:
@@ -66,6 +70,11 @@ def _own_graph(model: fx.GraphModule) -> fx.GraphModule:
 
 def _annotate(model: fx.GraphModule, quantizer: Quantizer) -> fx.GraphModule:
     """Let the quantizer write into the graph as it knows it, and bring the graph back into normal form."""
+    callback = getattr(type(quantizer), "prepare_obs_or_fq_callback", None)
+    if callback is not None and callback.__qualname__ != _NO_CALLBACK:
+        raise QuantizerError(
+            f"{callback.__qualname__} changes the observers themselves, which are others here: say it by specs instead"
+        )
     spell_as_exported(model)
     transform = getattr(quantizer, "transform_for_annotation", None)
     if transform is not None:
