@@ -22,7 +22,7 @@ from conformance.spec import ModeExpect
 LEAST_SQNR_DB = 15.0
 
 
-def check_quantizer(  # noqa: PLR0913, PLR0917  (the signature of the helper that it takes over from)
+def check_quantizer(
     model: nn.Module,
     example_inputs: Sequence[Tensor],
     quantizer: object,

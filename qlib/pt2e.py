@@ -1,10 +1,10 @@
 """The export flow: a quantizer writes into the captured graph what is quantized, and the rest follows.
 
-    graph = capture_pre_autograd_graph(module, inputs)     # or torch.export.export(module, inputs).module()
-    prepared = prepare_pt2e(graph, quantizer)              # the quantizer's own or torchao's
-    prepared(*batch)                                       # calibration data
-    debug = convert_pt2e(prepared)
-    final = qlib.lower(debug)
+graph = capture_pre_autograd_graph(module, inputs)     # or torch.export.export(module, inputs).module()
+prepared = prepare_pt2e(graph, quantizer)              # the quantizer's own or torchao's
+prepared(*batch)                                       # calibration data
+debug = convert_pt2e(prepared)
+final = qlib.lower(debug)
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from qlib.passes.own_dequantize import own_dequantize
 from qlib.passes.prepare import check_types, place_observers
 from qlib.passes.reference import reference
 from qlib.quantizer import Quantizer, read_annotation
-
 
 # What quantizers for torchao inherit, and does nothing.
 _NO_CALLBACK = "Quantizer.prepare_obs_or_fq_callback"

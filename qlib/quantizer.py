@@ -24,7 +24,7 @@ ANNOTATION = "quantization_annotation"
 _FLOATS = frozenset({torch.float32, torch.float64, torch.bfloat16})
 
 
-# ------------------------------------------------------------------------------------------------- what quantizers write
+# ------------------------------------------------------------------------------------------------ what quantizers write
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Quantizer(Protocol):
         """Raise where the annotated graph is not what the backend can run."""
 
 
-# ----------------------------------------------------------------------------------------------------- what is read there
+# --------------------------------------------------------------------------------------------------- what is read there
 
 
 @dataclass(frozen=True)

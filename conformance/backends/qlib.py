@@ -165,7 +165,9 @@ class ByQuantizer:
     plain: Program
 
 
-def quantize_by(module: nn.Module, inputs: Sequence[Tensor], batches: Sequence[Sequence[Tensor]], quantizer: object) -> ByQuantizer:
+def quantize_by(
+    module: nn.Module, inputs: Sequence[Tensor], batches: Sequence[Sequence[Tensor]], quantizer: object
+) -> ByQuantizer:
     """Quantize as a quantizer of the export flow says."""
     import qlib
 

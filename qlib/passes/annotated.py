@@ -5,14 +5,14 @@ The rules of placement are those that quantizers for torchao are written for:
     output      a node's `output_qspec` quantizes its value for all users
     edge        `input_qspec_map` quantizes a value for one user, after what the value's own spec does to it
     shared      points that refer to each other have the same parameters, in any order and over any number of steps
-    unasked     edges of one value with equal specs are one quantize, and none at all where the value's spec equals theirs
+    unasked     edges of one value with equal specs share one quantize, which is the value's own if that spec is equal too
     run time    each tensor has the range of its own data, also where it is said to share another's
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import fx
@@ -50,7 +50,8 @@ def annotated(model: fx.GraphModule) -> Annotation:
     """Read the annotations of a normalised graph and find the operators that they quantize.
 
     Raises QuantizerError where they contradict each other: a spec shared with a point that has none or with itself in a
-    circle, one derived from what is not quantized, an edge between nodes that have none; and QConfigError for types and observers that do not exist here.
+    circle, one derived from what is not quantized, an edge between nodes that have none; and QConfigError for types and
+    observers that do not exist here.
     """
     points = _read(model.graph)
     matches = _operators(model.graph, points)
@@ -63,14 +64,12 @@ def annotated(model: fx.GraphModule) -> Annotation:
         _check_weight(placement, points)
     placements = tuple(_placements(model.graph, points))
     float_biases = tuple(
-        node
-        for node in model.graph.nodes
-        if (bias := _bias(node)) is not None and (bias, node) not in points.derived
+        node for node in model.graph.nodes if (bias := _bias(node)) is not None and (bias, node) not in points.derived
     )
     return Annotation(tuple(matches), placements, tuple(weights), float_biases=float_biases)
 
 
-# ---------------------------------------------------------------------------------------------------------------- points
+# --------------------------------------------------------------------------------------------------------------- points
 
 
 def _read(graph: fx.Graph) -> _Points:
@@ -130,9 +129,12 @@ def _share_unasked(edge: Edge, specs: Mapping[EdgeOrNode, QSpec], groups: Groups
 
 def _equal(one: QSpec, other: QSpec) -> bool:
     """Whether two specs ask for the same integers; which observer finds the range does not matter."""
-    return one.range == other.range and replace(one, qmin=None, qmax=None, observer="") == replace(
-        other, qmin=None, qmax=None, observer=""
-    ) and one.range_from == other.range_from
+
+    def asked(spec: QSpec) -> tuple[object, ...]:
+        fixed = (spec.scale, spec.zero_point)
+        return (spec.dtype, spec.range, spec.symmetric, spec.axis, spec.group_size, spec.range_from, *fixed)
+
+    return asked(one) == asked(other)
 
 
 def _check_points(points: _Points) -> None:
@@ -152,7 +154,7 @@ def _check_derived(point: EdgeOrNode, spec: Derived, specs: Mapping[EdgeOrNode, 
     value, node = point if isinstance(point, tuple) else (point, point)
     if _bias(node) is not value or {_tensor(source) for source in spec.sources} != _factors(node):
         raise QuantizerError(
-            f"{_named(point)}: expected derived parameters for a bias only, from the input and the weight of its operator"
+            f"{_named(point)}: expected derived parameters for a bias only, from its operator's input and weight"
         )
     scale, zero_point = spec.rule([_Probe(0.5), _Probe(0.25)])
     if float(torch.as_tensor(scale).flatten()[0]) != 0.125 or bool(torch.as_tensor(zero_point).any()):
@@ -193,7 +195,7 @@ def _edges(points: Mapping[EdgeOrNode, QSpec]) -> Iterator[Edge]:
     return (point for point in points if isinstance(point, tuple))
 
 
-# ------------------------------------------------------------------------------------------------------------ placements
+# ----------------------------------------------------------------------------------------------------------- placements
 
 
 def _placements(graph: fx.Graph, points: _Points) -> Iterator[Placement]:
@@ -211,7 +213,7 @@ def _placements(graph: fx.Graph, points: _Points) -> Iterator[Placement]:
                 yield Placement(value, points.specs[leader], tuple(takers), leader)
 
 
-# ------------------------------------------------------------------------------------------------------------- operators
+# ------------------------------------------------------------------------------------------------------------ operators
 
 
 def _rows(node: fx.Node) -> tuple[Op, ...]:

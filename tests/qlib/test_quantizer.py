@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,7 +167,9 @@ def test_an_edge_is_observed_for_its_user_alone() -> None:
 
 
 def test_edges_with_equal_specs_are_one() -> None:
-    model = prepared(fork(), lambda n: {name: Note({n["relu_default"]: INT8}) for name in ("neg_default", "abs_default")})
+    model = prepared(
+        fork(), lambda n: {name: Note({n["relu_default"]: INT8}) for name in ("neg_default", "abs_default")}
+    )
     assert observed(model) == [("relu_default", 0, ("neg_default", "abs_default"))]
 
 
@@ -225,7 +228,7 @@ def test_sharing_is_transitive_in_any_order(reference: list[int], order: list[in
         cat = n["cat_default"]
         x = [n[f"x{i}"] for i in range(5)]
         specs: dict[fx.Node, Any] = {x[reference[0]]: INT8}
-        for before, after in zip(reference, reference[1:], strict=False):
+        for before, after in itertools.pairwise(reference):
             specs[x[after]] = SharedQuantizationSpec((x[before], cat))
         return {"cat_default": Note({x[i]: specs[x[i]] for i in order}, SharedQuantizationSpec((x[order[0]], cat)))}
 
@@ -239,7 +242,9 @@ def test_groups_that_meet_in_a_value_are_one() -> None:
         chain(),
         lambda n: {
             "relu_default": Note({n["x0"]: INT8}, SharedQuantizationSpec((n["x0"], n["relu_default"]))),
-            "neg_default": Note({n["relu_default"]: INT8}, SharedQuantizationSpec((n["relu_default"], n["neg_default"]))),
+            "neg_default": Note(
+                {n["relu_default"]: INT8}, SharedQuantizationSpec((n["relu_default"], n["neg_default"]))
+            ),
         },
     )
     assert [(at, number) for at, number, _ in observed(model)] == [("x0", 0), ("relu_default", 0), ("neg_default", 0)]
@@ -464,7 +469,8 @@ def test_a_weight_at_run_time() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "said"), [(WEIGHT, "found one per channel"), (QuantizationSpec(torch.float16), "float16, which is for weights")]
+    ("spec", "said"),
+    [(WEIGHT, "found one per channel"), (QuantizationSpec(torch.float16), "float16, which is for weights")],
 )
 def test_what_is_for_weights_only(spec: QuantizationSpec, said: str) -> None:
     refused(chain(), lambda n: {"relu_default": Note(output_qspec=spec)}, said)

@@ -20,12 +20,12 @@ from qlib.graph import attribute
 
 pytest.importorskip("torchao")
 
-from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e  # noqa: E402
-from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (  # noqa: E402
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
     X86InductorQuantizer,
     get_default_x86_inductor_quantization_config,
 )
-from torchao.testing.pt2e._xnnpack_quantizer import (  # noqa: E402
+from torchao.testing.pt2e._xnnpack_quantizer import (
     XNNPACKQuantizer,
     get_symmetric_quantization_config,
 )
@@ -83,17 +83,17 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...]]] = {
     "conv1d": (lambda: chain(nn.Conv1d(3, 4, 3), nn.ReLU()), image(2, 3, 8)),
     "conv_bn_relu": (lambda: Of(lambda m, x: torch.relu(m.bn(m.conv(x))), conv()), IMAGE),
     "conv_relu_in_place": (lambda: chain(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 1)), IMAGE),
-    "residual": (lambda: Of(lambda m, x: _residual(m, x), conv()), IMAGE),
-    "residual_in_place": (lambda: Of(lambda m, x: _residual_in_place(m, x), conv()), IMAGE),
-    "used_twice": (lambda: Of(lambda m, x: _used_twice(m, x), conv(c3=nn.Conv2d(4, 4, 3, padding=1))), IMAGE),
+    "residual": (lambda: Of(_residual, conv()), IMAGE),
+    "residual_in_place": (lambda: Of(_residual_in_place, conv()), IMAGE),
+    "used_twice": (lambda: Of(_used_twice, conv(c3=nn.Conv2d(4, 4, 3, padding=1))), IMAGE),
     "linear": (lambda: chain(nn.Linear(5, 4)), image(3, 5)),
     "linear_chain": (lambda: chain(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3), nn.Linear(3, 2)), image(3, 5)),
     "linear_no_bias": (lambda: chain(nn.Linear(5, 4, bias=False), nn.Linear(4, 3)), image(3, 5)),
     "linear_3d": (lambda: chain(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)), image(2, 3, 5)),
     "shared_linear": (lambda: Of(lambda m, x: m.fc(torch.relu(m.fc(x))), {"fc": nn.Linear(5, 5)}), image(3, 5)),
     "cat": (lambda: Of(lambda m, x: torch.cat([m.conv(x), m.conv(x * 2)], 1), conv()), IMAGE),
-    "cat_then_conv": (lambda: Of(lambda m, x: _cat_then_conv(m, x), conv(c3=nn.Conv2d(8, 4, 1))), IMAGE),
-    "cats": (lambda: Of(lambda m, x: _cats(m, x), conv()), IMAGE),
+    "cat_then_conv": (lambda: Of(_cat_then_conv, conv(c3=nn.Conv2d(8, 4, 1))), IMAGE),
+    "cats": (lambda: Of(_cats, conv()), IMAGE),
     "max_pool": (lambda: Of(lambda m, x: m.c2(F.max_pool2d(torch.relu(m.conv(x)), 2)), conv()), IMAGE),
     "avg_pool": (lambda: Of(lambda m, x: m.c2(F.avg_pool2d(m.conv(x), 2)), conv()), IMAGE),
     "adaptive_pool": (
@@ -172,10 +172,10 @@ def placement(model: fx.GraphModule) -> list[tuple[str, ...]]:
         if node.op == "placeholder":
             label[node] = f"input {node.target}"
         elif node.op == "get_attr":
-            label[node] = f"constant {str(attribute(model, str(node.target)).dtype)}"
+            label[node] = f"constant {attribute(model, str(node.target)).dtype!s}"
         elif node.op == "call_function" and "getitem" in str(node.target):
             label[node] = f"{label[node.args[0]]}[{node.args[1]}]"  # type: ignore[index]
-        elif node.op == "call_function" and "quant" in str(node.target) or "choose" in str(node.target):
+        elif (node.op == "call_function" and "quant" in str(node.target)) or "choose" in str(node.target):
             q = [a for a in node.args[1:] if isinstance(a, torch.dtype)] if "dequantize" not in str(node.target) else []
             bounds = tuple(a for a in node.args[-3:-1]) if q and "choose" not in str(node.target) else ()
             label[node] = f"{name_of(node)}{[*bounds, *map(str, q)] if bounds else ''}({label[node.args[0]]})"  # type: ignore[index]

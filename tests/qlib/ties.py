@@ -44,7 +44,9 @@ def errors(given: Tensor, real: Tensor, magnitude: Tensor, target: Target) -> in
 def disagreements(debug: fx.GraphModule, form: fx.GraphModule, inputs: tuple[Tensor, ...]) -> int:
     """How many integers of a form are neither those that its debug form says, nor neighbours across a tie."""
     return sum(
-        errors(step.given, step.real, step.magnitude, Target(1.0, step.zero_point, step.qmin, step.qmax, step.given.dtype))
+        errors(
+            step.given, step.real, step.magnitude, Target(1.0, step.zero_point, step.qmin, step.qmax, step.given.dtype)
+        )
         for step in replay(debug, form, inputs).steps
         if step.zero_point is not None
     )
