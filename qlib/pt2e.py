@@ -54,7 +54,7 @@ def prepare_pt2e(model: fx.GraphModule, quantizer: Quantizer) -> fx.GraphModule:
     for node in prepared.graph.nodes:
         if read_annotation(node) is not None:
             node.meta["annotated"] = True
-    place_observers(prepared, annotation, share=lambda observer: observer)
+    place_observers(prepared, annotation)
     prepared.recompile()
     return prepared
 

@@ -97,7 +97,7 @@ class Site:
 
     @property
     def bias(self) -> fx.Node | None:
-        """The node of the bias, or None: int32 in steps of ``x_scale * w_scale`` for an input of integers, else float32.
+        """The node of the bias, if any: int32 in steps of ``x_scale * w_scale`` for an input of integers, else float32.
 
         A bias that the debug form holds as multiples of that step in float32 is made integers again.
         """

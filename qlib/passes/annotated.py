@@ -5,7 +5,7 @@ The rules of placement are those that quantizers for torchao are written for:
     output      a node's `output_qspec` quantizes its value for all users
     edge        `input_qspec_map` quantizes a value for one user, after what the value's own spec does to it
     shared      points that refer to each other have the same parameters, in any order and over any number of steps
-    unasked     edges of one value with equal specs share one quantize, which is the value's own if that spec is equal too
+    unasked     edges of one value with equal specs share one quantize, the value's own where that spec is equal too
     run time    each tensor has the range of its own data, also where it is said to share another's
 """
 
