@@ -57,9 +57,11 @@ def describe_new(model: fx.GraphModule) -> None:
     QuantizerError where that fails.
     """
     for node in model.graph.nodes:
+        if "module_type" in node.meta:  # what capture gives every node
+            continue
         node.meta.setdefault("module_path", "")
-        node.meta.setdefault("module_type", "")
-        if node.op not in ("call_function", "get_attr") or "exported" in node.meta or "dtype" in node.meta:
+        node.meta["module_type"] = ""
+        if node.op not in ("call_function", "get_attr") or "dtype" in node.meta:
             continue
         value = _example(model, node)
         if isinstance(value, Tensor):

@@ -320,3 +320,23 @@ def test_a_graph_captured_in_training_can_be_quantized_after_it() -> None:
         qlib.convert_pt2e(calibrated(model, ByOperator(aten.conv2d.default), *inputs)) for model in (trained, plain)
     ]
     assert torch.equal(both[0](*inputs), both[1](*inputs))
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 5), nn.Linear(5, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        z: Tensor = torch.cond(y.sum() > 0, lambda y: self.b(y) + 1, lambda y: y - 1, (y,))
+        return z
+
+
+@pytest.mark.parametrize("capture", [qlib.capture_pre_autograd_graph, exported])
+def test_what_a_quantizer_does_not_see_stays_in_float(capture: Any) -> None:
+    """Branches are graphs of their own."""
+    debug = qlib.convert_pt2e(calibrated(capture(Branching().eval(), LINEAR), ByOperator(), *LINEAR))
+    final = qlib.lower(debug)
+    assert qlib.executed_ops(final)["quantized::linear"] == 1
+    assert torch.equal(final(*LINEAR), debug(*LINEAR))
