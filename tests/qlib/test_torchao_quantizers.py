@@ -20,7 +20,11 @@ from qlib.graph import attribute
 
 pytest.importorskip("torchao")
 
+import torchao.quantization.pt2e.quantizer as ao
+from torchao.quantization.pt2e import MinMaxObserver, PerChannelMinMaxObserver
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+from torchao.quantization.pt2e.quantizer import Quantizer
+from torchao.quantization.pt2e.quantizer.embedding_quantizer import EmbeddingQuantizer
 from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
     X86InductorQuantizer,
     get_default_x86_inductor_quantization_config,
@@ -215,15 +219,88 @@ REFUSED = {("add_scalar", name) for name in QUANTIZERS if name.startswith("x86")
 
 @pytest.mark.parametrize(("model", "quantizer"), sorted({(m, q) for m in MODELS for q in QUANTIZERS} - REFUSED))
 def test_the_placement_is_torchaos(model: str, quantizer: str) -> None:
-    module, inputs = exported(model)
-    theirs = prepare_pt2e(module(), QUANTIZERS[quantizer]())
+    compare(model, QUANTIZERS[quantizer])
+
+
+def compare(model: str, quantizer: Callable[[], Any], strict: bool = True) -> fx.GraphModule:
+    """Both flows with one quantizer: the same placement, nearly the same numbers, and integers that hold."""
+    module, inputs = exported(model, strict)
+    theirs = prepare_pt2e(module(), quantizer())
     theirs(*inputs)
     theirs = convert_pt2e(theirs)
-    prepared = qlib.prepare_pt2e(module(), QUANTIZERS[quantizer]())
+    prepared = qlib.prepare_pt2e(module(), quantizer())
     prepared(*inputs)
     debug = qlib.convert_pt2e(prepared)
     assert placement(debug) == placement(theirs)
     assert counts(debug) == counts(theirs)
     with torch.no_grad():
         assert sqnr(theirs(*inputs), debug(*inputs)) > 25
-    assert disagreements(debug, qlib.lower(debug), inputs) == 0
+    final = qlib.lower(debug)
+    assert disagreements(debug, final, inputs) == 0
+    return final
+
+
+@pytest.mark.parametrize("quantizer", ["x86", "xnnpack"])
+@pytest.mark.parametrize("model", ["residual", "cat_then_conv", "linear_chain", "mobile"])
+def test_also_where_export_ran_the_module(model: str, quantizer: str) -> None:
+    compare(model, QUANTIZERS[quantizer], strict=False)
+
+
+def test_rules_for_modules_by_name() -> None:
+    def by_name() -> Any:
+        return XNNPACKQuantizer().set_module_name("c2", get_symmetric_quantization_config())
+
+    def by_name_x86() -> Any:
+        return x86().set_module_name_qconfig("conv", None)
+
+    for quantizer in (by_name, by_name_x86):
+        final = compare("residual", quantizer)
+        assert qlib.executed_ops(final)["aten::conv2d"] >= 1
+
+
+class Custom(Quantizer):  # type: ignore[misc]
+    """All kinds of torchao's specs: derived biases, a fixed range for sigmoid, and what pooling shares."""
+
+    def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
+        int8 = ao.QuantizationSpec(torch.int8, MinMaxObserver, -128, 127, torch.per_tensor_affine)
+        weight = ao.QuantizationSpec(torch.int8, PerChannelMinMaxObserver, -127, 127, torch.per_channel_symmetric, 0)
+        fixed = ao.FixedQParamsQuantizationSpec(torch.int8, 1 / 256, -128, -128, 127, torch.per_tensor_affine)
+        for node in model.graph.nodes:
+            if node.target is torch.ops.aten.conv2d.default:
+                x, w, b = node.args[:3]
+                bias = ao.DerivedQuantizationSpec(
+                    [(x, node), (w, node)], self.bias, torch.int32, -(2**31), 2**31 - 1, torch.per_channel_symmetric, 0
+                )
+                note = ao.QuantizationAnnotation({x: int8, w: weight, b: bias}, int8, _annotated=True)
+            elif node.target is torch.ops.aten.sigmoid.default:
+                note = ao.QuantizationAnnotation({node.args[0]: int8}, fixed, _annotated=True)
+            elif node.target is torch.ops.aten.max_pool2d.default:
+                shared = ao.SharedQuantizationSpec((node.args[0], node))
+                note = ao.QuantizationAnnotation({node.args[0]: int8}, shared, _annotated=True)
+            else:
+                continue
+            node.meta["quantization_annotation"] = note
+        return model
+
+    @staticmethod
+    def bias(observers: list[Any]) -> tuple[Tensor, Tensor]:
+        (x, _), (w, _) = (observer.calculate_qparams() for observer in observers)
+        return (x * w).to(torch.float32), torch.zeros_like(w, dtype=torch.int32)
+
+    def validate(self, model: fx.GraphModule) -> None:
+        pass
+
+
+@pytest.mark.parametrize("model", ["conv", "max_pool", "sigmoid", "used_twice"])
+def test_all_kinds_of_specs(model: str) -> None:
+    assert not {"aten::conv2d", "aten::sigmoid"} & set(qlib.executed_ops(compare(model, Custom)))
+
+
+def test_embeddings() -> None:
+    module = Of(lambda m, x: m.table(x), {"table": nn.Embedding(10, 8)}).eval()
+    inputs = (torch.tensor([[1, 2], [3, 9]]),)
+    prepared = qlib.prepare_pt2e(torch.export.export(module, inputs).module(), EmbeddingQuantizer())  # type: ignore[arg-type]
+    prepared(*inputs)
+    debug = qlib.convert_pt2e(prepared)
+    assert qlib.executed_ops(qlib.lower(debug)) == {"quantized::embedding_byte": 1}
+    assert sqnr(module(*inputs), debug(*inputs)) > 40
