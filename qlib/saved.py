@@ -40,7 +40,10 @@ class Row:
     meta: dict[str, Any]
 
 
-KEPT = ("module_path", "module_type", "shape", "dtype", "source", "operator", "replaces")
+KEPT = (
+    *("module_path", "module_type", "shape", "dtype", "source"),
+    *("operator", "float_bias", "annotated", "replaces"),
+)
 
 
 def rows_of(graph: fx.Graph) -> tuple[Row, ...]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qlib.errors import CaptureError
-from qlib.frontends.exported import export, export_strict
+from qlib.frontends.exported import example_of, export, export_strict, read_module
 from qlib.frontends.functionalize import functionalize
 from qlib.frontends.memory import Program
 from qlib.frontends.normalize import fill_arguments, normalize
@@ -125,8 +125,23 @@ def capture(module: nn.Module, inputs: tuple[Tensor, ...], method: str = "export
         except Exception as error:
             raise CaptureError(_explain(error, method)) from error
         _rename_arguments(graph, module)
-        fill_arguments(graph)
-        graph = functionalize(Program(graph, names.state, frozenset(names.constants)), inputs)
+        return _finish(graph, module, names, inputs)
+
+
+def captured(exported: fx.GraphModule) -> fx.GraphModule:
+    """What `capture` would give for the module behind ``torch.export.export(module, inputs).module()``.
+
+    Parameters share memory with those of `exported`, which stays as it is. Raises CaptureError as `capture` does.
+    """
+    names = _Names(exported)
+    with _quiet():
+        return _finish(read_module(exported, names.of), exported, names, example_of(exported))
+
+
+def _finish(graph: fx.Graph, module: nn.Module, names: _Names, inputs: tuple[Tensor, ...]) -> fx.GraphModule:
+    """Bring a graph as a front-end delivers it into normal form, and give it its tensors."""
+    fill_arguments(graph)
+    graph = functionalize(Program(graph, names.state, frozenset(names.constants)), inputs)
     normalize(graph)
     separate_written(graph)
     _number_constants(graph, names)

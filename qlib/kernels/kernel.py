@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from qlib.arith import quantize_bias
 from qlib.graph import add_buffer, attribute, get_attr, op_name
 from qlib.ops import Op
 from qlib.rewrite import DEQUANTIZE, Match
@@ -96,11 +97,18 @@ class Site:
 
     @property
     def bias(self) -> fx.Node | None:
-        """The node of the bias: int32 in steps of ``x_scale * w_scale``, or float32, or None."""
+        """The node of the bias, if any: int32 in steps of ``x_scale * w_scale`` for an input of integers, else float32.
+
+        A bias that the debug form holds as multiples of that step in float32 is made integers again.
+        """
         assert self.match.op.bias is not None
         bias = self.match.head.args[self.match.op.bias]
         if isinstance(bias, fx.Node) and op_name(bias) in DEQUANTIZE:
             bias = bias.args[0]
+        elif isinstance(bias, fx.Node) and self.sources:
+            input_scale = torch.tensor(self.sources[0].scale, dtype=torch.float32)
+            step = input_scale.double() * self.tensor(self.weight[1]).double()
+            bias = self.constant("bias_int32", quantize_bias(self.tensor(bias), step))
         assert bias is None or isinstance(bias, fx.Node)
         return bias
 

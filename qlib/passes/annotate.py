@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 
 from torch import fx
 
+from qlib.groups import Groups
 from qlib.ops import Family, Op, When
 from qlib.qconfig import QConfig, QConfigMapping
 from qlib.qparams import ROW, QSpec, RangeFrom
@@ -26,7 +27,7 @@ class Placement:
     value: fx.Node
     spec: QSpec
     users: tuple[fx.Node, ...] | None
-    group: fx.Node | None
+    group: Hashable | None
     watches: bool = True
 
 
@@ -34,35 +35,15 @@ class Placement:
 class Annotation:
     """What will be quantized: the operators found, where activations and weights are, the rules that matched no module.
 
-    A weight is placed once for each operator that takes it, since each has its own input's scale beside it.
+    A weight is placed once for each operator that takes it, since each has its own input's scale beside it. The biases
+    of the operators in `float_biases` are to be floats in the debug form; those of others are stored as integers.
     """
 
     matches: tuple[Match, ...] = ()
     placements: tuple[Placement, ...] = ()
     weights: tuple[Placement, ...] = ()
     unused_rules: tuple[str, ...] = ()
-
-
-class _Groups:
-    """Union-find over nodes; a group is known by the node that leads it."""
-
-    def __init__(self, parent: Mapping[fx.Node, fx.Node] | None = None) -> None:
-        self._parent: dict[fx.Node, fx.Node] = dict(parent or {})
-
-    def copy(self) -> _Groups:
-        """The same groups, to be changed on their own."""
-        return _Groups(self._parent)
-
-    def find(self, node: fx.Node) -> fx.Node:
-        """The leader of the group of `node`."""
-        while (parent := self._parent.get(node, node)) is not node:
-            self._parent[node] = self._parent.get(parent, parent)
-            node = parent
-        return node
-
-    def union(self, leader: fx.Node, node: fx.Node) -> None:
-        """Put both into one group, led by the first one's leader."""
-        self._parent[self.find(node)] = self.find(leader)
+    float_biases: tuple[fx.Node, ...] = ()
 
 
 @dataclass
@@ -75,7 +56,7 @@ class _Found:
 
     matches: list[Match] = field(default_factory=list)
     produced: dict[fx.Node, QSpec] = field(default_factory=dict)
-    groups: _Groups = field(default_factory=_Groups)
+    groups: Groups[fx.Node] = field(default_factory=Groups)
     crossed: list[fx.Node] = field(default_factory=list)
     outside: dict[fx.Node, fx.Node] = field(default_factory=dict)
 
@@ -180,9 +161,7 @@ def _find_operators(model: fx.GraphModule, qconfigs: Mapping[fx.Node, QConfig | 
                 found.groups.union(match.operands[0], match.tail)
 
 
-def _follow(
-    model: fx.GraphModule, region: Region, qconfigs: Mapping[fx.Node, QConfig | None], found: _Found
-) -> None:
+def _follow(model: fx.GraphModule, region: Region, qconfigs: Mapping[fx.Node, QConfig | None], found: _Found) -> None:
     """Follow the values into a region and out of it.
 
     A value that a loop carries is quantized where each round gives it as the first one got it; that is assumed of all

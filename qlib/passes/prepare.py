@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from itertools import count
 
@@ -30,18 +30,19 @@ def prepare(model: fx.GraphModule, qconfig: QConfigMapping | QConfig | str | Non
     mapping = as_mapping(qconfig)
     prepared = fold_batch_norm(copy_of(model))
     annotation = annotate(prepared, mapping)
-    _check_types(annotation)
+    check_types(annotation)
     place_observers(prepared, annotation)
     prepared.meta["unused_rules"] = annotation.unused_rules
     prepared.recompile()
     return prepared
 
 
-def _check_types(annotation: Annotation) -> None:
+def check_types(annotation: Annotation) -> None:
+    """Raise QConfigError where a tensor is to be quantized that is not float32."""
     for value in (placement.value for placement in (*annotation.placements, *annotation.weights)):
-        if value.meta["dtype"] != torch.float32:
+        if (found := value.meta.get("dtype", "a list of tensors")) != torch.float32:
             raise QConfigError(
-                f"expected float32 tensors to quantize, found {value.meta['dtype']} at {value}: "
+                f"expected float32 tensors to quantize, found {found} at {value}: "
                 "convert the module and its inputs by .float(), or leave this module in float by a QConfig of None"
             )
 
@@ -54,7 +55,7 @@ def place_observers(model: fx.GraphModule, annotation: Annotation, watch: Watch 
     operator between two quantized ones that a QConfig leaves in float stays there.
     """
     sites = _sites(model)
-    leaders: dict[fx.Node, nn.Module] = {}
+    leaders: dict[Hashable, nn.Module] = {}
     for placement in annotation.placements:
         if placement.group is not None and placement.watches and placement.group not in leaders:
             leaders[placement.group] = watch(placement.spec)
@@ -73,6 +74,8 @@ def place_observers(model: fx.GraphModule, annotation: Annotation, watch: Watch 
     for match in annotation.matches:
         for part in match.nodes:
             part.meta["operator"] = match.op.name
+    for head in annotation.float_biases:
+        head.meta["float_bias"] = True
 
 
 @dataclass(frozen=True)
