@@ -24,7 +24,7 @@ _HOMES = {
     "OPS": "ops",
     "OBSERVERS": "observers",
     "capture": "frontends.capture",
-    "check_inputs": "frontends.capture",
+    "check_inputs": "signature",
     "prepare": "passes.prepare",
     "calibrate": "quantize",
     "convert": "passes.convert",
