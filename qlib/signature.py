@@ -62,12 +62,12 @@ def _check(
 
 
 def _same(value: Tensor, node: fx.Node) -> bool:
-    return value.dtype == node.meta["dtype"] and value.shape == node.meta["shape"]
+    return bool(value.dtype == node.meta["dtype"] and value.shape == node.meta["shape"])
 
 
 def _same_but_for_the_batch(value: Tensor, node: fx.Node) -> bool:
-    shape = node.meta["shape"]
-    return value.dtype == node.meta["dtype"] and value.dim() == len(shape) and value.shape[1:] == shape[1:]
+    shape: tuple[int, ...] = node.meta["shape"]
+    return bool(value.dtype == node.meta["dtype"]) and value.dim() == len(shape) and value.shape[1:] == shape[1:]
 
 
 def _kind(value: Any) -> str:

@@ -116,9 +116,9 @@ def capture(module: nn.Module, inputs: tuple[Tensor, ...], method: str = "export
     `inputs` are example inputs, one tensor for each positional argument; the graph holds for their shapes, types and
     layout. `method` is a key of `METHODS`. Parameters share memory with the module's, buffers are copies, and the
     module stays as it is. Nodes carry `module_path` and `module_type` in their metadata, `shape` and `dtype` where they
-    make a tensor, and operators `source`, which is empty where the user's line is unknown; ``meta["modules"]`` holds the
-    type of every submodule by its path. Inputs and buffers that the
-    module changes are changed by ``aten.copy_`` at the end.
+    make a tensor, and operators `source`, which is empty where the user's line is unknown. ``meta["modules"]`` holds
+    the type of every submodule by its path. Inputs and buffers that the module changes are changed by ``aten.copy_`` at
+    the end.
     Raises CaptureError where the module can't be captured that way.
     """
     if method not in METHODS:
@@ -126,7 +126,7 @@ def capture(module: nn.Module, inputs: tuple[Tensor, ...], method: str = "export
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise CaptureError(f"no capture method is named {method!r}; expected one of {', '.join(METHODS)}.{hint}")
     _check_examples(inputs)
-    if isinstance(module, torch.jit.TopLevelTracedModule):  # whose parts hide their programs
+    if isinstance(module, torch.jit._trace.TopLevelTracedModule):  # whose parts hide their programs
         module = torch.jit._recursive.wrap_cpp_module(module._c)
     names = _Names(module)
     with _quiet():

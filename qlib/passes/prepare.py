@@ -29,15 +29,19 @@ def prepare(model: fx.GraphModule, qconfig: QConfigMapping | QConfig | str | Non
     data and hand it to `convert`. ``result.meta["unused_rules"]`` lists the QConfig rules that no module falls under.
     Raises QConfigError for a rule whose path the captured module does not have, and for tensors that are not float32.
     """
-    mapping = as_mapping(qconfig)
+    return observe(copy_of(model), as_mapping(qconfig))
+
+
+def observe(model: fx.GraphModule, mapping: QConfigMapping) -> fx.GraphModule:
+    """Do to `model` itself what `prepare` does to a copy; returns `model`."""
     check_paths(mapping, model.meta.get("modules", mapping.modules))
-    prepared = fold_batch_norm(copy_of(model))
-    annotation = annotate(prepared, mapping)
+    fold_batch_norm(model)
+    annotation = annotate(model, mapping)
     _check_types(annotation)
-    place_observers(prepared, annotation)
-    prepared.meta["unused_rules"] = annotation.unused_rules
-    prepared.recompile()
-    return prepared
+    place_observers(model, annotation)
+    model.meta["unused_rules"] = annotation.unused_rules
+    model.recompile()
+    return model
 
 
 def check_paths(mapping: QConfigMapping, known: Iterable[str]) -> None:
