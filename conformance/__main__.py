@@ -73,7 +73,7 @@ def cli() -> None:
       unsupported  the backend had declared that it can't
       crash, timeout, error, vacuous
 
-    Exit status: 0 as expected, 1 a conformance failure, 2 a mistake in a command or a spec, 3 trouble with the
+    Exit status: 0 as expected (`unsupported` included), 1 a conformance failure, 2 a mistake in a command or a spec, 3 trouble with the
     environment.
     """
 

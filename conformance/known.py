@@ -52,9 +52,10 @@ def load_known(path: Path) -> tuple[Known, ...]:
     """Read a file of known failures; a missing file is an empty one. Raises SpecError for what does not fit."""
     if not path.exists():
         return ()
+    text = ""
     try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8")) or []
-        return tuple(TypeAdapter(list[Known]).validate_python(entries))
+        text = path.read_text(encoding="utf-8")
+        return tuple(TypeAdapter(list[Known]).validate_python(yaml.safe_load(text) or []))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
@@ -62,10 +63,20 @@ def load_known(path: Path) -> tuple[Known, ...]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SpecError([Mistake(str(path), 1, 1, f"not valid YAML: {error}")]) from error
     except ValidationError as error:
-        found = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise SpecError(
-            [Mistake(str(path), 1, 1, f"expected a list of known failures; {text}") for text in found]
-        ) from error
+        root = yaml.compose(text, yaml.SafeLoader)
+        raise SpecError([_mistake(str(path), root, found["loc"], found["msg"]) for found in error.errors()]) from error
+
+
+def _mistake(path: str, root: yaml.Node | None, place: tuple[int | str, ...], said: str) -> Mistake:
+    """What pydantic said of an entry, at the key or the entry that it is about."""
+    node = root
+    if isinstance(root, yaml.SequenceNode) and place:
+        node = root.value[int(place[0])]
+    if isinstance(node, yaml.MappingNode):
+        node = next((key for key, _ in node.value if key.value in place[1:]), node)
+    line, column = (node.start_mark.line + 1, node.start_mark.column + 1) if node is not None else (1, 1)
+    what = f"{'.'.join(map(str, place))}: {said}"
+    return Mistake(path, line, column, f"expected a list of known failures; {what}")
 
 
 def known_for(backend: str) -> tuple[Known, ...]:

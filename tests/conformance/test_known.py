@@ -86,6 +86,16 @@ def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
     assert len(caught.value.mistakes) == 2
 
 
+def test_mistakes_stand_at_their_entry(tmp_path: Path) -> None:
+    text = "# known\n- {case: a, verdict: wrong, reason: r}\n- case: b\n  verdict: broken\n  reason: r\n- {case: c, verdict: wrong}\n- x\n"
+    with pytest.raises(SpecError) as caught:
+        load_known(file(tmp_path, text))
+    assert [(m.line, m.column) for m in caught.value.mistakes] == [(4, 3), (6, 3), (7, 3)]
+    with pytest.raises(SpecError) as caught:
+        load_known(file(tmp_path, "\ncase: a\n"))
+    assert [(m.line, m.column) for m in caught.value.mistakes] == [(2, 1)]
+
+
 @pytest.mark.parametrize(
     ("changes", "found", "expected"),
     [
