@@ -73,8 +73,8 @@ def cli() -> None:
       unsupported  the backend had declared that it can't
       crash, timeout, error, vacuous
 
-    Exit status: 0 as expected (`unsupported` included), 1 a conformance failure, 2 a mistake in a command or a spec, 3 trouble with the
-    environment.
+    Exit status: 0 as expected (`unsupported` included), 1 a conformance failure, 2 a mistake in a command or a spec,
+    3 trouble with the environment.
     """
 
 

@@ -38,8 +38,9 @@ def check_graph_mode_op(  # noqa: PLR0913, PLR0917  (the signature of the helper
     `inputs` is a list of argument tuples, the first being the example and all of them the calibration data; with
     `dynamic` it is one tensor. `quantized_op` names an operator that must have run, exactly, or gives exact counts by
     name; canonical names and the spellings of `torch.ao`'s tests are accepted. `tracing` captures by
-    `torch.jit.trace`, else by `torch.jit.script`, or by `torch.export` where TorchScript can't compile it. `qconfig` is a `qlib.QConfig`, a `qlib.QConfigMapping` or a preset's
-    name. `eval_mode` is there for old calls: a model is always checked in evaluation mode, as it was by that helper.
+    `torch.jit.trace`, else by `torch.jit.script`, or by `torch.export` where TorchScript can't compile the module.
+    `qconfig` is a `qlib.QConfig`, a `qlib.QConfigMapping` or a preset's name.
+    `eval_mode` is there for old calls: a model is always checked in evaluation mode, as it was by that helper.
     `debug` prints the module and its graphs. The caller's module and data are never changed.
 
     Raises AssertionError, listing every finding, where an operator is missing, the debug and the final form part, a
