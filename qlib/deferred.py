@@ -164,5 +164,5 @@ def _share_observers(first: fx.GraphModule, graph: fx.GraphModule, key: str) -> 
 
 def _observers(graph: fx.GraphModule) -> dict[str, nn.Module]:
     """The observers of a graph, those in branches and loops included, by their names."""
-    kinds = (*OBSERVERS.values(), Follower)
+    kinds: tuple[type[nn.Module], ...] = (*OBSERVERS.values(), Follower)
     return {name: part for name, part in graph.named_modules(remove_duplicate=False) if isinstance(part, kinds)}
