@@ -77,8 +77,8 @@ def cli() -> None:
       unsupported  the backend had declared that it can't
       crash, timeout, error, vacuous
 
-    Exit status: 0 as expected, 1 a conformance failure or a regression, 2 a mistake in a command or a file, 3 trouble
-    with the environment, 130 interrupted.
+    Exit status: 0 as expected (`unsupported` included), 1 a conformance failure or a regression, 2 a mistake in a
+    command or a file, 3 trouble with the environment, 130 interrupted.
     """
 
 

@@ -123,9 +123,11 @@ class Record:
     def failed(self) -> bool:
         """True where the run must not be called a success.
 
-        A known failure counts as expected, and a case that was known to fail and did not as a failure.
+        A known failure counts as expected, and a case that was known to fail and did not as a failure. What a backend
+        has declared that it can't do is no failure; reports count it by itself.
         """
-        return (self.verdict is not Verdict.NATIVE and self.known is None) or self.unexpected_pass
+        bad = self.verdict not in (Verdict.NATIVE, Verdict.UNSUPPORTED)
+        return (bad and self.known is None) or self.unexpected_pass
 
     @property
     def unexpected_pass(self) -> bool:

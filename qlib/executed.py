@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
 import torch
 from torch import fx
@@ -27,30 +28,33 @@ def sequence(model: fx.GraphModule) -> tuple[str, ...]:
     Fetching an item of a list is not named. The operators of branches and loops that the data decides are listed
     where the region stands, once for each of its graphs, however often they run.
     """
-    names: list[str] = []
-    _list(model, names, set())
-    return tuple(names)
+    return tuple(name for node, name in named(model) if op_name(node) != "getitem")
 
 
-def _list(model: fx.GraphModule, names: list[str], integers: set[fx.Node]) -> None:
+def named(model: fx.GraphModule) -> Iterator[tuple[fx.Node, str]]:
+    """Each node that calls an operator, those of branches and loops included, with its canonical name."""
+    return _named(model, set())
+
+
+def _named(model: fx.GraphModule, integers: set[fx.Node]) -> Iterator[tuple[fx.Node, str]]:
     for node in model.graph.nodes:
         region = region_in(model, node)
         if region is not None:
-            _list_region(model, region, names, integers)
+            yield from _named_in(model, region, integers)
             continue
         name = _canonical(node, integers)
         if name.startswith("quantized::") and op_name(node) not in _TO_FLOAT:
             integers.add(node)
-        if name and op_name(node) != "getitem":
-            names.append(name)
+        if name:
+            yield node, name
 
 
-def _list_region(model: fx.GraphModule, region: Region, names: list[str], integers: set[fx.Node]) -> None:
+def _named_in(model: fx.GraphModule, region: Region, integers: set[fx.Node]) -> Iterator[tuple[fx.Node, str]]:
     for position, operand in enumerate(region.operands):
         if operand in integers:
             integers.update(region.entries(position))
     for reference in region.references:
-        _list(inner_model(model, reference), names, integers)
+        yield from _named(inner_model(model, reference), integers)
     for position in region.results:
         if integers.issuperset(region.yielded(position)):
             integers.update(region.taken(position))

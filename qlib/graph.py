@@ -14,13 +14,15 @@ from torch.fx.node import Argument
 
 from qlib.regions import IN_PYTHON, inner_models
 from qlib.saved import Row, graph_of, rows_of
+from qlib.signature import checked_call
 
 
 class Model(_LazyGraphModule):
     """A `torch.fx.GraphModule` that generates its code when it is first called, since most graphs only pass through.
 
     It is pickled as the rows of its graph, so that a loaded model is the saved one node by node. The graphs of its
-    branches and loops are models too, and submodules.
+    branches and loops are models too, and submodules. Calling it raises CaptureError for inputs that the graph does
+    not hold for.
     """
 
     def real_recompile(self) -> Any:
@@ -34,6 +36,11 @@ class Model(_LazyGraphModule):
         finally:
             for node, target in zip(found, targets, strict=True):
                 node.target = target
+
+    def __call__(self, *inputs: Any, **keywords: Any) -> Any:
+        """What the graph returns for `inputs`."""
+        with checked_call(self, inputs, keywords):
+            return super().__call__(*inputs, **keywords)
 
     def __reduce__(self) -> Any:
         """What pickle is to call, and with what."""
@@ -66,6 +73,7 @@ def copy_of(model: fx.GraphModule) -> Model:
     copy = Model(model, graph)
     for name, inner in inner_models(model):
         copy.add_submodule(name, copy_of(inner))
+    copy.meta = dict(model.meta)
     return copy
 
 

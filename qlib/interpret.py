@@ -11,6 +11,7 @@ from torch import fx
 
 from qlib.graph import attribute
 from qlib.regions import IN_PYTHON, Region
+from qlib.signature import checked_call
 
 Look = Callable[[fx.Node], Any]
 # Runs one of a region's graphs: which, under what name, on what.
@@ -56,8 +57,9 @@ def _inner(model: fx.GraphModule, *inputs: Any) -> Any:
 
 
 def run(model: fx.GraphModule, inputs: Sequence[Any]) -> Any:
-    """What ``model(*inputs)`` returns."""
-    return walk(model.graph, inputs, lambda node, look: value_of(model, node, look))
+    """What ``model(*inputs)`` returns; raises CaptureError for inputs that the graph does not hold for."""
+    with checked_call(model, inputs):
+        return walk(model.graph, inputs, lambda node, look: value_of(model, node, look))
 
 
 def run_region(region: Region, look: Look, truth: Callable[[Any], bool], inside: Inside) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -40,6 +41,9 @@ _NOT_THE_USERS = (
     inspect.__file__.rpartition("/")[0] + "/inspect",
     "<",
 )
+
+# What TorchScript puts into the name of a class.
+_MANGLED = re.compile(r"^__torch__\.|___torch_mangle_\d+\.")
 
 # How a module's graph can be had, by name.
 METHODS: Mapping[str, Method] = MappingProxyType(
@@ -87,18 +91,23 @@ class _Names:
             if not isinstance(inner, nn.Module):
                 break
             submodule = inner
-        return self._modules.get(id(submodule), ""), type_name(type(submodule))
+        return self._modules.get(id(submodule), ""), module_type(submodule)
 
 
 def _memory(tensor: Tensor) -> tuple[Any, ...]:
     return (tensor.data_ptr() or id(tensor), tensor.dtype, tensor.shape, tensor.stride())
 
 
-def type_name(kind: type) -> str:
-    """A module's class as rules name it: "nn.Linear" for the classes of torch, the qualified name for others."""
-    if kind.__module__.startswith("torch.nn."):
-        return f"nn.{kind.__name__}"
-    return f"{kind.__module__}.{kind.__qualname__}"
+def module_type(module: nn.Module) -> str:
+    """A module's class as rules name it: "nn.Linear" for the classes of torch, the qualified name for others.
+
+    A compiled module has the class that it was compiled from.
+    """
+    kind = type(module)
+    full = f"{kind.__module__}.{kind.__qualname__}"
+    if isinstance(module, torch.jit.ScriptModule):
+        full = _MANGLED.sub("", module._c._type().qualified_name())
+    return f"nn.{full.rpartition('.')[2]}" if full.startswith("torch.nn.") else full
 
 
 def capture(module: nn.Module, inputs: tuple[Tensor, ...], method: str = "export") -> fx.GraphModule:
@@ -107,8 +116,9 @@ def capture(module: nn.Module, inputs: tuple[Tensor, ...], method: str = "export
     `inputs` are example inputs, one tensor for each positional argument; the graph holds for their shapes, types and
     layout. `method` is a key of `METHODS`. Parameters share memory with the module's, buffers are copies, and the
     module stays as it is. Nodes carry `module_path` and `module_type` in their metadata, `shape` and `dtype` where they
-    make a tensor, and operators `source`, which is empty where the user's line is unknown. Inputs and buffers that the
-    module changes are changed by ``aten.copy_`` at the end.
+    make a tensor, and operators `source`, which is empty where the user's line is unknown. ``meta["modules"]`` holds
+    the type of every submodule by its path. Inputs and buffers that the module changes are changed by ``aten.copy_`` at
+    the end.
     Raises CaptureError where the module can't be captured that way.
     """
     if method not in METHODS:
@@ -116,6 +126,8 @@ def capture(module: nn.Module, inputs: tuple[Tensor, ...], method: str = "export
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise CaptureError(f"no capture method is named {method!r}; expected one of {', '.join(METHODS)}.{hint}")
     _check_examples(inputs)
+    if isinstance(module, torch.jit._trace.TopLevelTracedModule):  # whose parts hide their programs
+        module = torch.jit._recursive.wrap_cpp_module(module._c)
     names = _Names(module)
     with _quiet():
         try:
@@ -149,26 +161,6 @@ def _finish(graph: fx.Graph, module: nn.Module, names: _Names, inputs: tuple[Ten
     tidy(graph, frozenset(str(node.args[0].target) for node in writes))
     _name_modules(graph, names, {})
     return _assemble(graph, module, names)
-
-
-def check_inputs(model: fx.GraphModule, inputs: tuple[Tensor, ...]) -> None:
-    """Raise CaptureError unless `inputs` have the shapes and types that `model` was captured for."""
-    arguments = model.graph.find_nodes(op="placeholder")
-    if len(arguments) != len(inputs):
-        names = ", ".join(str(node.target) for node in arguments)
-        raise CaptureError(f"expected {len(arguments)} inputs ({names}), found {len(inputs)}")
-    for node, value in zip(arguments, inputs, strict=True):
-        expected = f"{_dtype_name(node.meta['dtype'])}{list(node.meta['shape'])}"
-        found = f"{_dtype_name(value.dtype)}{list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        if found != expected:
-            raise CaptureError(
-                f"input {node.target!r}: expected {expected}, as the graph was captured for, found {found}; "
-                "capture the module again with inputs of this kind"
-            )
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _check_examples(inputs: tuple[Tensor, ...]) -> None:
@@ -224,11 +216,19 @@ def _explain(error: Exception, method: str) -> str:
 
 def _rename_arguments(graph: fx.Graph, module: nn.Module) -> None:
     """Call the placeholders what the module's forward calls them."""
-    parameters = list(inspect.signature(module.forward).parameters.values())
-    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    rest = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), "input")
+    named, rest = _argument_names(module)
     for position, node in enumerate(graph.find_nodes(op="placeholder")):
         node.target = named[position] if position < len(named) else f"{rest}_{position - len(named)}"
+
+
+def _argument_names(module: nn.Module) -> tuple[list[str], str]:
+    """The positional arguments of a module's forward, and what those are called that come after them."""
+    if isinstance(module, torch.jit.ScriptModule):
+        schema = getattr(module, "forward", None)
+        return ([] if schema is None else [argument.name for argument in schema.schema.arguments[1:]]), "input"
+    parameters = list(inspect.signature(module.forward).parameters.values())
+    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return named, next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), "input")
 
 
 def _name_modules(graph: fx.Graph, names: _Names, known: dict[str, tuple[str, str]]) -> None:
@@ -249,6 +249,9 @@ def _assemble(graph: fx.Graph, module: nn.Module, names: _Names) -> fx.GraphModu
     parts = _Parts(names.state, {}, (name for name in map(str, count()) if not _is_taken(name, taken)))
     model = _model(graph, parts, type(module).__name__)
     model.train(module.training)
+    model.meta["modules"] = {
+        path: module_type(submodule) for path, submodule in module.named_modules(remove_duplicate=False)
+    }
     return model
 
 

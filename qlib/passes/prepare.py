@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import count
 
 import torch
@@ -26,15 +27,33 @@ def prepare(model: fx.GraphModule, qconfig: QConfigMapping | QConfig | str | Non
 
     `qconfig` is a preset's name, a QConfig for the whole model, or a QConfigMapping. Run the result on calibration
     data and hand it to `convert`. ``result.meta["unused_rules"]`` lists the QConfig rules that no module falls under.
+    Raises QConfigError for a rule whose path the captured module does not have, and for tensors that are not float32.
     """
-    mapping = as_mapping(qconfig)
-    prepared = fold_batch_norm(copy_of(model))
-    annotation = annotate(prepared, mapping)
+    return observe(copy_of(model), as_mapping(qconfig))
+
+
+def observe(model: fx.GraphModule, mapping: QConfigMapping) -> fx.GraphModule:
+    """Do to `model` itself what `prepare` does to a copy; returns `model`."""
+    check_paths(mapping, model.meta.get("modules", mapping.modules))
+    fold_batch_norm(model)
+    annotation = annotate(model, mapping)
     check_types(annotation)
-    place_observers(prepared, annotation)
-    prepared.meta["unused_rules"] = annotation.unused_rules
-    prepared.recompile()
-    return prepared
+    place_observers(model, annotation)
+    model.meta["unused_rules"] = annotation.unused_rules
+    model.recompile()
+    return model
+
+
+def check_paths(mapping: QConfigMapping, known: Iterable[str]) -> None:
+    """Raise QConfigError, naming paths like it, for a rule whose path is not among the `known` ones."""
+    paths = [path for path in known if path]
+    for path in mapping.modules:
+        if path not in paths:
+            close = get_close_matches(path, paths, n=3) or paths[:12]
+            raise QConfigError(
+                f"a QConfig is given for the module {path!r}, which the model does not have; "
+                f"expected a path such as {', '.join(map(repr, close)) or 'none, as it has no submodules'}"
+            )
 
 
 def check_types(annotation: Annotation) -> None:

@@ -100,6 +100,14 @@ def test_a_failure_ends_with_1_and_is_named(conformance: Command, tmp_path: Path
         assert f"verdicts::{name}[static-export]" in said.out.replace("\n", "")
 
 
+def test_what_a_backend_declared_that_it_can_not_is_no_failure(conformance: Command, tmp_path: Path) -> None:
+    path = written(tmp_path, VERDICTS, "verdicts")
+    said = conformance("run", path, "-k", "unsupported", "-o", tmp_path / "o")
+    assert said.code == 0
+    assert list(verdicts(tmp_path / "o" / "results.jsonl").values()) == ["unsupported"]
+    assert "unsup" in said.out
+
+
 def test_two_workers_find_what_one_process_finds(conformance: Command, tmp_path: Path) -> None:
     path = written(tmp_path, VERDICTS, "verdicts")
     codes = [conformance("run", path, "-n", n, "-o", tmp_path / str(n)).code for n in (1, 2)]
