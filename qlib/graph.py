@@ -129,7 +129,7 @@ def become(node: fx.Node, target: OpOverload, *args: Any) -> None:
 
 
 def finish(model: fx.GraphModule) -> None:
-    """Remove what nothing uses any more, nodes and state, check the graph and generate its code; also in its regions."""
+    """Remove what nothing uses any more, nodes and state, check the graph and generate its code; also inside."""
     for _, inner in inner_models(model):
         finish(inner)
     model.graph.eliminate_dead_code()

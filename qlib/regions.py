@@ -178,6 +178,7 @@ def add_operand(region: Region, value: fx.Node) -> tuple[fx.Node, fx.Node]:
         held = graph.find_nodes(op="placeholder")
         with graph.inserting_before(held[-1].next if held else next(iter(graph.nodes))):
             entry = graph.placeholder(value.name)
+        entry.target = entry.name
         entry.meta = dict(value.meta)
         entries.append(entry)
     set_operands(region.node, (*region.operands, value))

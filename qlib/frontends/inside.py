@@ -123,9 +123,7 @@ def _return_written(inner: _Inner, positions: list[int]) -> None:
     output.args = ((*results, *(inner.written.get(position, placeholders[position]) for position in positions)),)
 
 
-def _write_down(
-    outer: Walk, region: Region, inner: tuple[_Inner, _Inner], order: list[int], carried: int
-) -> fx.Node:
+def _write_down(outer: Walk, region: Region, inner: tuple[_Inner, _Inner], order: list[int], carried: int) -> fx.Node:
     """The region in the new graph, its operands in another order."""
     references = []
     for reference, part in zip(region.references, inner, strict=True):
@@ -189,7 +187,9 @@ def _shared_operand(region: Region, yielded: Iterable[tuple[_Inner, Value]], pos
     """The operand whose memory a result may share; that of a loop's first round, which may be its last."""
     if region.carried:
         return position
-    return next((n for inner, value in yielded for n, held in enumerate(inner.held) if held.storage is value.storage), None)
+    return next(
+        (n for inner, value in yielded for n, held in enumerate(inner.held) if held.storage is value.storage), None
+    )
 
 
 def _unused_after(outer: Walk, region: Region, operand: int) -> bool:
@@ -203,6 +203,8 @@ def _unused_after(outer: Walk, region: Region, operand: int) -> bool:
 
 def _same_operand(region: Region, returning: list[_Inner], position: int) -> int | None:
     """The operand that every graph returns as it is, a loop as what it carries in that place."""
-    found = {next((n for n, held in enumerate(inner.held) if held is inner.yielded[position]), None) for inner in returning}
+    found = {
+        next((n for n, held in enumerate(inner.held) if held is inner.yielded[position]), None) for inner in returning
+    }
     same = found.pop() if len(found) == 1 else None
     return None if region.carried and same != position else same

@@ -180,9 +180,7 @@ def _find_operators(model: fx.GraphModule, qconfigs: Mapping[fx.Node, QConfig | 
                 found.groups.union(match.operands[0], match.tail)
 
 
-def _follow(
-    model: fx.GraphModule, region: Region, qconfigs: Mapping[fx.Node, QConfig | None], found: _Found
-) -> None:
+def _follow(model: fx.GraphModule, region: Region, qconfigs: Mapping[fx.Node, QConfig | None], found: _Found) -> None:
     """Follow the values into a region and out of it.
 
     A value that a loop carries is quantized where each round gives it as the first one got it; that is assumed of all
