@@ -105,8 +105,10 @@ def capture(module: nn.Module, inputs: tuple[Tensor, ...], method: str = "export
     """Turn a module into one functional graph of ATen operators, in the normal form of `qlib.frontends.normalize`.
 
     `inputs` are example inputs, one tensor for each positional argument; the graph holds for their shapes, types and
-    layout. `method` is a key of `METHODS`. Parameters share memory with the module's, buffers are copies, and the
-    module stays as it is. Nodes carry `module_path` and `module_type` in their metadata, `shape` and `dtype` where they
+    layout. `method` is a key of `METHODS`; what is a ScriptModule already is read as one by `trace` too. Conditions and
+    loops on the data are kept as graphs within the graph by `script`, and by `export` where the module says them as
+    `torch.cond` and `while_loop`; `trace` takes the example's way. Parameters share memory with the module's, buffers
+    are copies, and the module stays as it is. Nodes carry `module_path` and `module_type` in their metadata, `shape` and `dtype` where they
     make a tensor, and operators `source`, which is empty where the user's line is unknown. Inputs and buffers that the
     module changes are changed by ``aten.copy_`` at the end.
     Raises CaptureError where the module can't be captured that way.
@@ -117,9 +119,10 @@ def capture(module: nn.Module, inputs: tuple[Tensor, ...], method: str = "export
         raise CaptureError(f"no capture method is named {method!r}; expected one of {', '.join(METHODS)}.{hint}")
     _check_examples(inputs)
     names = _Names(module)
+    read = METHODS["script" if method == "trace" and isinstance(module, torch.jit.ScriptModule) else method]
     with _quiet():
         try:
-            graph = METHODS[method](module, tuple(private_copy(value) for value in inputs), names.of)
+            graph = read(module, tuple(private_copy(value) for value in inputs), names.of)
         except CaptureError:
             raise
         except Exception as error:
