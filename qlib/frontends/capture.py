@@ -210,11 +210,19 @@ def _explain(error: Exception, method: str) -> str:
 # ------------------------------------------------------------------------------------------------- finishing the graph
 
 
+def _argument_names(module: nn.Module) -> tuple[list[str], str]:
+    """What forward calls its positional arguments, and further ones; a traced module has no names for them."""
+    try:
+        parameters = list(inspect.signature(module.forward).parameters.values())
+    except ValueError:
+        return [], "input"
+    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return named, next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), "input")
+
+
 def _rename_arguments(graph: fx.Graph, module: nn.Module) -> None:
     """Call the placeholders what the module's forward calls them."""
-    parameters = list(inspect.signature(module.forward).parameters.values())
-    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    rest = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), "input")
+    named, rest = _argument_names(module)
     for position, node in enumerate(graph.find_nodes(op="placeholder")):
         node.target = named[position] if position < len(named) else f"{rest}_{position - len(named)}"
 

@@ -73,9 +73,10 @@ def _contents_kept(module: nn.Module) -> Iterator[None]:
 
 
 def _method(frame: Frame, owner: Owner, name: str, arguments: list[Any]) -> Any:
-    body = getattr(owner.module, name).graph
+    method = owner.module._c._get_method(name)
+    body = method.graph
     missing = len(list(body.inputs())) - 1 - len(arguments)
-    defaults = getattr(owner.module, name).schema.arguments[1 + len(arguments) :] if missing else []
+    defaults = method.schema.arguments[1 + len(arguments) :] if missing else []
     given = [owner, *arguments, *(argument.default_value for argument in defaults)]
     return _one(_body(frame.inner(owner.path), body, given))
 
@@ -117,6 +118,8 @@ def _makes_tensors(kind: Any) -> bool:
 def _record(frame: Frame, node: Any, given: list[Any]) -> None:
     """Run an operator that makes tensors on the example, and write it down."""
     target, scope, dtype = overload_of(node.schema()), frame.scope, None
+    if any(isinstance(value, Number) for items in given if isinstance(items, list) for value in items):
+        _refuse_number(node)
     if any(isinstance(value, Number) for value in given):
         args, kwargs = call_arguments(target, [_known(value) for value in plain(scope, given)])
         dtype = target(*args, **kwargs).dtype if not target._schema.is_mutable else None

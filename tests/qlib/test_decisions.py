@@ -204,8 +204,6 @@ class Method(Layers):
 
 
 class MaybeNone(Layers):
-    other: Optional[Tensor]  # noqa: UP045
-
     def __init__(self) -> None:
         super().__init__()
         self.other = None
