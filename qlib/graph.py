@@ -12,7 +12,7 @@ from torch._ops import OpOverload
 from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.node import Argument
 
-from qlib.regions import IN_PYTHON, inner_models
+from qlib.regions import IN_PYTHON, drop_unused_operands, inner_model, inner_models, regions_in
 from qlib.saved import Row, graph_of, rows_of
 from qlib.signature import checked_call
 
@@ -137,9 +137,14 @@ def become(node: fx.Node, target: OpOverload, *args: Any) -> None:
 
 
 def finish(model: fx.GraphModule) -> None:
-    """Remove what nothing uses any more, nodes and state, check the graph and generate its code; also in its regions."""
-    for _, inner in inner_models(model):
-        finish(inner)
+    """Remove what nothing uses any more, nodes and state, check the graph and generate its code; also inside."""
+    for region in regions_in(model):
+        inside = [inner_model(model, reference) for reference in region.references]
+        for inner in inside:
+            finish(inner)
+        drop_unused_operands(region)
+        for inner in inside:
+            inner.recompile()
     model.graph.eliminate_dead_code()
     drop_unused_state(model)
     model.graph.lint()

@@ -81,7 +81,7 @@ def region_of(node: fx.Node, graph_of: Callable[[fx.Node], fx.Graph]) -> Region 
         carried = 0
     elif node.target is LOOP:
         *references, initial, further = node.args
-        operands, carried = (*initial, *further), len(initial)  # type: ignore[misc, arg-type, assignment]
+        operands, carried = (*initial, *further), len(initial)  # type: ignore[misc, arg-type]
     else:
         return None
     first, second = references
@@ -122,7 +122,7 @@ def set_results(region: Region, kept: Sequence[int]) -> None:
         output = graph.output_node()
         output.args = (tuple(output.args[0][position] for position in kept),)  # type: ignore[index]
     for user in list(region.node.users):
-        user.args = (region.node, kept.index(user.args[1]))  # type: ignore[arg-type]
+        user.args = (region.node, kept.index(user.args[1]))
 
 
 def set_yielded(graph: fx.Graph, position: int, value: fx.Node) -> None:
@@ -178,11 +178,22 @@ def add_operand(region: Region, value: fx.Node) -> tuple[fx.Node, fx.Node]:
         held = graph.find_nodes(op="placeholder")
         with graph.inserting_before(held[-1].next if held else next(iter(graph.nodes))):
             entry = graph.placeholder(value.name)
+        entry.target = entry.name
         entry.meta = dict(value.meta)
         entries.append(entry)
     set_operands(region.node, (*region.operands, value))
     first, second = entries
     return first, second
+
+
+def drop_unused_operands(region: Region) -> None:
+    """Take from a region what none of its graphs uses; what a loop carries stays."""
+    kept = [n for n in range(len(region.operands)) if n < region.carried or any(e.users for e in region.entries(n))]
+    dropped = [region.entries(n) for n in range(len(region.operands)) if n not in kept]
+    for entries in dropped:
+        for entry in entries:
+            entry.graph.erase_node(entry)
+    set_operands(region.node, [region.operands[n] for n in kept])
 
 
 def where_of(region: Region) -> tuple[str, str]:

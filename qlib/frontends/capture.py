@@ -114,11 +114,13 @@ def capture(module: nn.Module, inputs: tuple[Tensor, ...], method: str = "export
     """Turn a module into one functional graph of ATen operators, in the normal form of `qlib.frontends.normalize`.
 
     `inputs` are example inputs, one tensor for each positional argument; the graph holds for their shapes, types and
-    layout. `method` is a key of `METHODS`. Parameters share memory with the module's, buffers are copies, and the
-    module stays as it is. Nodes carry `module_path` and `module_type` in their metadata, `shape` and `dtype` where they
-    make a tensor, and operators `source`, which is empty where the user's line is unknown. ``meta["modules"]`` holds
-    the type of every submodule by its path. Inputs and buffers that the module changes are changed by ``aten.copy_`` at
-    the end.
+    layout. `method` is a key of `METHODS`; what is a ScriptModule already is read as one by `trace` too. Conditions and
+    loops on the data are kept as graphs within the graph by `script`, and by `export` where the module says them as
+    `torch.cond` and `while_loop`; `trace` takes the example's way. Parameters share memory with the module's, buffers
+    are copies, and the module stays as it is. Nodes carry `module_path` and `module_type` in their metadata, `shape` and
+    `dtype` where they make a tensor, and operators `source`, which is empty where the user's line is unknown.
+    ``meta["modules"]`` holds the type of every submodule by its path. Inputs and buffers that the module changes are
+    changed by ``aten.copy_`` at the end.
     Raises CaptureError where the module can't be captured that way.
     """
     if method not in METHODS:
@@ -129,9 +131,10 @@ def capture(module: nn.Module, inputs: tuple[Tensor, ...], method: str = "export
     if isinstance(module, torch.jit._trace.TopLevelTracedModule):  # whose parts hide their programs
         module = torch.jit._recursive.wrap_cpp_module(module._c)
     names = _Names(module)
+    read = METHODS["script" if method == "trace" and isinstance(module, torch.jit.ScriptModule) else method]
     with _quiet():
         try:
-            graph = METHODS[method](module, tuple(private_copy(value) for value in inputs), names.of)
+            graph = read(module, tuple(private_copy(value) for value in inputs), names.of)
         except CaptureError:
             raise
         except Exception as error:
@@ -212,6 +215,16 @@ def _explain(error: Exception, method: str) -> str:
 
 
 # ------------------------------------------------------------------------------------------------- finishing the graph
+
+
+def _argument_names(module: nn.Module) -> tuple[list[str], str]:
+    """What forward calls its positional arguments, and further ones; a traced module has no names for them."""
+    try:
+        parameters = list(inspect.signature(module.forward).parameters.values())
+    except ValueError:
+        return [], "input"
+    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return named, next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), "input")
 
 
 def _rename_arguments(graph: fx.Graph, module: nn.Module) -> None:

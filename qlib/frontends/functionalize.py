@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
-from torch.fx.node import map_arg
 
 from qlib.frontends.inside import run_region
 from qlib.frontends.memory import Program, Several, Storage, Value, Walk, Yielded, refusal, write

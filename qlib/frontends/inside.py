@@ -107,7 +107,7 @@ def _check_writes(outer: Walk, region: Region, inner: tuple[_Inner, _Inner], wri
         if position < region.carried and inner[1].yielded[position] is not inner[1].held[position]:
             raise refusal(
                 region.node,
-                "a loop changes a tensor in place that it also gives another value; use operators that make new tensors",
+                "a loop changes a tensor in place that it also gives another value; make new tensors instead",
             )
         if memory.count(memory[position]) > 1:
             raise refusal(

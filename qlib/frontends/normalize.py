@@ -86,7 +86,7 @@ def _full_length(value: Any, length: int) -> list[Any]:
 
 
 def normalize(graph: fx.Graph) -> None:
-    """Rewrite a functional graph into normal form, in place, and remove what has no effect; also in branches and loops."""
+    """Rewrite a functional graph into normal form, in place, and remove what has no effect; also inside."""
     for reference in references(graph):
         normalize(reference.meta["graph"])
     fill_arguments(graph)

@@ -6,7 +6,7 @@ from torch import fx
 
 from qlib.frontends.normalize import remove_dead_code
 from qlib.graph import get_attr
-from qlib.regions import Region, references, region_of, set_operands, set_results
+from qlib.regions import Region, drop_unused_operands, references, region_of, set_results
 
 
 def tidy(graph: fx.Graph, written: frozenset[str] = frozenset()) -> None:
@@ -28,7 +28,7 @@ def tidy(graph: fx.Graph, written: frozenset[str] = frozenset()) -> None:
         for inner in region.graphs:
             tidy(inner, written)
             remove_dead_code(inner)
-        _drop_unused(region)
+        drop_unused_operands(region)
     remove_dead_code(graph)
 
 
@@ -47,12 +47,3 @@ def _merge_or_sink(region: Region, position: int, written: frozenset[str]) -> No
                 if not user.meta.get("module_path"):  # as where torch.export has lost it
                     user.meta["module_path"] = operand.meta.get("module_path", "")
             entry.replace_all_uses_with(own)
-
-
-def _drop_unused(region: Region) -> None:
-    kept = [n for n in range(len(region.operands)) if n < region.carried or any(e.users for e in region.entries(n))]
-    dropped = [region.entries(n) for n in range(len(region.operands)) if n not in kept]
-    for entries in dropped:
-        for entry in entries:
-            entry.graph.erase_node(entry)
-    set_operands(region.node, [region.operands[n] for n in kept])

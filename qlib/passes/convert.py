@@ -121,7 +121,7 @@ def _alike(values: Sequence[fx.Node]) -> _Kind | None:
     kinds = {
         (*value.args[1:3], _stored(value).meta["dtype"]) if value.target is _DEQUANTIZE else None for value in values
     }
-    return kinds.pop() if len(kinds) == 1 else None  # type: ignore[return-value]
+    return kinds.pop() if len(kinds) == 1 else None
 
 
 def _stored(dequantized: fx.Node) -> fx.Node:

@@ -265,7 +265,11 @@ def test_a_stride_along_a_dimension_with_one_output(shape: tuple[int, ...], stri
     random = torch.Generator().manual_seed(3)
     x = torch.randint(0, 256, shape, dtype=torch.uint8, generator=random)
     w = torch.randint(-128, 128, (2, shape[1], 2, 3, 3), dtype=torch.int8, generator=random)
-    scale, zero, window = torch.full((2,), 0.1), torch.zeros(2, dtype=torch.int32), ([1, 1, stride], [0] * 3, [1] * 3, 1)
+    scale, zero, window = (
+        torch.full((2,), 0.1),
+        torch.zeros(2, dtype=torch.int32),
+        ([1, 1, stride], [0] * 3, [1] * 3, 1),
+    )
     assert Layer(x, 0.1, 5, w, scale, zero, None, Target(30.0, 128), window).wrong("fast") == 0
 
 
