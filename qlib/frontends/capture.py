@@ -117,8 +117,8 @@ def capture(module: nn.Module, inputs: tuple[Tensor, ...], method: str = "export
     layout. `method` is a key of `METHODS`; what is a ScriptModule already is read as one by `trace` too. Conditions and
     loops on the data are kept as graphs within the graph by `script`, and by `export` where the module says them as
     `torch.cond` and `while_loop`; `trace` takes the example's way. Parameters share memory with the module's, buffers
-    are copies, and the module stays as it is. Nodes carry `module_path` and `module_type` in their metadata, `shape` and
-    `dtype` where they make a tensor, and operators `source`, which is empty where the user's line is unknown.
+    are copies, and the module stays as it is. Nodes carry `module_path` and `module_type` in their metadata, `shape`
+    and `dtype` where they make a tensor, and operators `source`, which is empty where the user's line is unknown.
     ``meta["modules"]`` holds the type of every submodule by its path. Inputs and buffers that the module changes are
     changed by ``aten.copy_`` at the end.
     Raises CaptureError where the module can't be captured that way.
@@ -215,16 +215,6 @@ def _explain(error: Exception, method: str) -> str:
 
 
 # ------------------------------------------------------------------------------------------------- finishing the graph
-
-
-def _argument_names(module: nn.Module) -> tuple[list[str], str]:
-    """What forward calls its positional arguments, and further ones; a traced module has no names for them."""
-    try:
-        parameters = list(inspect.signature(module.forward).parameters.values())
-    except ValueError:
-        return [], "input"
-    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return named, next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), "input")
 
 
 def _rename_arguments(graph: fx.Graph, module: nn.Module) -> None:
