@@ -34,6 +34,7 @@ _HOMES = {
     "Quantized": "quantize",
     "MODES": "quantize",
     "executed_ops": "executed",
+    "layers_of": "layers",
     "implementation": "kernels",
     "replay": "oracle",
     "to_onnx": "onnx",

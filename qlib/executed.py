@@ -20,20 +20,25 @@ _TO_FLOAT = frozenset(
 )
 
 
-def sequence(model: fx.GraphModule) -> tuple[str, ...]:
-    """The operators of a graph in order, by canonical name: `quantized::X` on integers, `aten::X` in float.
+def named(model: fx.GraphModule) -> dict[fx.Node, str]:
+    """The nodes that are operators, in order, by canonical name: `quantized::X` on integers, `aten::X` in float.
 
     Fetching an item of a list is not named.
     """
-    names: list[str] = []
+    names: dict[fx.Node, str] = {}
     integers: set[fx.Node] = set()
     for node in model.graph.nodes:
         name = _canonical(node, integers)
         if name.startswith("quantized::") and op_name(node) not in _TO_FLOAT:
             integers.add(node)
         if name and op_name(node) != "getitem":
-            names.append(name)
-    return tuple(names)
+            names[node] = name
+    return names
+
+
+def sequence(model: fx.GraphModule) -> tuple[str, ...]:
+    """The operators of a graph in order, by the canonical names that `named` gives them."""
+    return tuple(named(model).values())
 
 
 def executed_ops(model: fx.GraphModule) -> dict[str, int]:

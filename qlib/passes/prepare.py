@@ -48,7 +48,8 @@ def place_observers(model: fx.GraphModule, annotation: Annotation, watch: Watch 
     """Insert what `watch` makes of each placement's spec, the followers of a group referring to its leader.
 
     The nodes of each operator found carry its name in ``meta["operator"]``: what lowering goes by, so that an
-    operator between two quantized ones that a QConfig leaves in float stays there.
+    operator between two quantized ones that a QConfig leaves in float stays there. An observer's node carries the name
+    of the tensor that leads its group in ``meta["group"]``.
     """
     leaders: dict[fx.Node, nn.Module] = {}
     observed: dict[fx.Node, fx.Node] = {}
@@ -59,6 +60,7 @@ def place_observers(model: fx.GraphModule, annotation: Annotation, watch: Watch 
             leader = leaders.setdefault(placement.group, observer)
             observer = observer if leader is observer else Follower(leader)
         node = _insert(model, placement, observed.get(placement.value, placement.value), next(names), observer)
+        node.meta["group"] = (placement.group or placement.value).name
         if placement.users is None:
             observed[placement.value] = node
     for placement in annotation.weights:
