@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-from conformance.backend import About, Backend, Explanation, Process, Program, Quantized, Stage, Task
+from conformance.backend import About, Backend, Explanation, LayerValues, Process, Program, Quantized, Stage, Task
 from conformance.errors import EnvironmentTrouble, UsageError
 from conformance.source_tables import FUNCTIONAL, TENSOR_METHODS, TORCH_FUNCTIONS
 from conformance.vocabulary import Vocabulary, resolve_operator
@@ -137,6 +137,7 @@ def quantize_as(
         final=_program(final, kernels, final),
         debug=_program(debug, kernels, lambda *inputs: interpret.run(debug, inputs)),
         explain=functools.partial(_explain, {"debug": debug, "final": final}, kernels),
+        layers=functools.partial(_layers, (prepared, debug, final), kernels),
         float_graph=graph_text(captured),
         notes=tuple(f"unused QConfig rule: {rule}" for rule in prepared.meta["unused_rules"]),
     )
@@ -184,6 +185,16 @@ def _explain(forms: Mapping[str, fx.GraphModule], kernels: str, form: str, input
         told = replay(forms["debug"], forms[form], inputs)
     roundings = (Rounding(**{f.name: getattr(step, f.name) for f in fields(step)}) for step in told.steps)
     return Explanation(tuple(roundings), told.outputs)
+
+
+def _layers(
+    forms: tuple[fx.GraphModule, fx.GraphModule, fx.GraphModule], kernels: str, inputs: Sequence[Tensor]
+) -> tuple[LayerValues, ...]:
+    from qlib import implementation, layers_of
+
+    with implementation(kernels):
+        found = layers_of(*forms, inputs)
+    return tuple(LayerValues(**{f.name: getattr(layer, f.name) for f in fields(layer)}) for layer in found)
 
 
 def sequence(model: fx.GraphModule) -> tuple[str, ...]:

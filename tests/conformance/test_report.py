@@ -23,6 +23,7 @@ from synthetic_records import BACKENDS, make_record, make_records, make_run, mak
 
 from conformance.record import Finding, Measures, Outcome, Record, Subject, Verdict
 from conformance.report import FORMATS, html, junit, markdown, summary, terminal
+from conformance.report.layers import story
 
 HOSTILE = "</script><img src=x onerror=alert(1)> \"'`|` @everyone \x1b[31m\x00 & ]]> <!-- ${{7*7}}"
 SHARE = re.compile(r"\d+ of \d+ \((?:< 1|\d+) %\)")
@@ -329,6 +330,10 @@ def rebuilt(page: str) -> list[dict[str, object]]:
             "findings": [dict(zip(("check", "outcome", "expected", "got"), row, strict=True)) for row in findings],
             "measures": dict(zip(raw["measures"], data["measures"], strict=True)),  # type: ignore[call-overload]
             "seconds": dict(zip(values[steps], seconds, strict=True)),
+            "layers": [
+                dict(zip(raw["layers"], layer, strict=True))  # type: ignore[call-overload]
+                for layer in (values[data["layers"]] or {"rows": []})["rows"]
+            ],
         }
         plain = {name: values[place] for name, place in data.items() if name not in special}
         found.append(plain | special)
@@ -343,6 +348,25 @@ def test_html_holds_every_record_whole(many: list[Record]) -> None:
             expected = getattr(record.measures, name)
             assert getattr(back.measures, name) == (expected and pytest.approx(expected, rel=1e-4))
         assert replace(back, seconds={}, measures=Measures()) == replace(record, seconds={}, measures=Measures())
+
+
+def test_html_tells_the_layers_of_a_case_and_draws_them(dom: Dom, many: list[Record]) -> None:
+    record = next(record for record in many if len(record.layers) > 6 and any(x.differing for x in record.layers))
+    place = urlencode({"case": record.subject.case, "backend": record.backend})
+    page = dom(html.render(make_run(60), many), place, "")
+    panel = page[page.index("<dialog") :]
+    for sentence in story(record.layers).words:
+        assert entities.escape(sentence, quote=False) in panel
+    chart = re.search(r"<svg.*?</svg>", panel, re.S)
+    assert chart is not None
+    drawn = chart[0]
+    held = [layer for layer in record.layers if layer.sqnr_final_db is not None]
+    assert drawn.count("dot debug") == len(record.layers) and drawn.count("dot final") == len(held)
+    assert drawn.count('class="saturated"') == sum(bool(layer.saturated) for layer in record.layers)
+    assert "largest drop" in drawn and "debug and final part" in drawn
+    assert "NaN" not in drawn and "undefined" not in drawn
+    assert panel.count('class="marked"') in (1, 2)
+    assert "exact" in panel  # the layer without any noise
 
 
 def test_html_shows_an_infinite_sqnr_and_cuts_an_endless_error() -> None:
