@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from conformance.backend import About, Backend, Quantized, Task
 from conformance.case import Case
 from conformance.checks import judge, measure, verdict
+from conformance.compare import Rounding
 from conformance.deadline import DeadlinePassed, deadline
 from conformance.errors import ConformanceError, Unsupported
 from conformance.inputs import calibration_of, inputs_of
@@ -186,9 +187,14 @@ def layers_of(quantized: Quantized, inputs: Sequence[Tensor], evidence: Evidence
     """Measure a model's tensors one by one on the inputs of `evidence`; None where the backend can't tell them."""
     if quantized.layers is None:
         return None
-    roundings = {} if evidence.explained is None else {r.name: r for r in evidence.explained.roundings}
+    roundings: dict[str, list[Rounding]] = {}
+    for explained in (evidence.explained, evidence.debug_explained):
+        for rounding in explained.roundings if explained is not None else ():
+            roundings.setdefault(rounding.name, []).append(rounding)
     return tuple(
-        measure_layer(values, roundings.get(values.name)) for values in quantized.layers(inputs) if values.real.numel()
+        measure_layer(values, roundings.get(values.name, ()))
+        for values in quantized.layers(inputs)
+        if values.real.numel()
     )
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from conformance.backend import LayerValues
-from conformance.compare import FLOAT32_ERROR, Rounding, classify, sqnr_db
+from conformance.compare import FLOAT32_ERROR, Rounding, sqnr_db, tally
 from conformance.record import Layer
 
 
-def measure_layer(values: LayerValues, rounding: Rounding | None) -> Layer:
-    """The numbers of one tensor; `rounding` is what the final form's rounding of it was explained by, if it was."""
-    judged = None if rounding is None else classify(rounding)
+def measure_layer(values: LayerValues, roundings: Sequence[Rounding] = ()) -> Layer:
+    """The numbers of one tensor; `roundings` are those of it in the final and the debug form, where they are known."""
+    judged = tally(roundings) if roundings else None
     single = values.scale is not None and values.scale.numel() == 1
     final = None if values.final is None else _short(sqnr_db([values.real], [values.final]))
     return Layer(
@@ -32,7 +34,7 @@ def measure_layer(values: LayerValues, rounding: Rounding | None) -> Layer:
         sqnr_debug_db=_short(sqnr_db([values.real], [values.debug])),
         sqnr_final_db=final,
         elements=values.real.numel(),
-        differing=_differing(values, rounding),
+        differing=_differing(values, roundings),
         tie=None if judged is None else judged.tie,
         wrong=None if judged is None else judged.wrong,
     )
@@ -53,15 +55,15 @@ def _saturated(values: LayerValues) -> int | None:
     return int(outside.sum())
 
 
-def _differing(values: LayerValues, rounding: Rounding | None) -> int | None:
+def _differing(values: LayerValues, roundings: Sequence[Rounding]) -> int | None:
     if values.final is None:
         return None
     distance = (values.debug.double() - values.final.double()).abs()
-    return int((distance > _float32_error(values, rounding)).sum())
+    return int((distance > _float32_error(values, roundings)).sum())
 
 
-def _float32_error(values: LayerValues, rounding: Rounding | None) -> Tensor | float:
+def _float32_error(values: LayerValues, roundings: Sequence[Rounding]) -> Tensor | float:
     """How far apart two forms may compute the same float number; integers are the same or are not."""
-    if values.scale is not None or rounding is None or rounding.magnitude.shape != values.debug.shape:
+    if values.scale is not None or not roundings or roundings[0].magnitude.shape != values.debug.shape:
         return 0.0
-    return 2.0 * FLOAT32_ERROR * rounding.magnitude
+    return 2.0 * FLOAT32_ERROR * roundings[0].magnitude

@@ -104,7 +104,7 @@ class Layer:
     integers can hold. `sqnr_debug_db` and `sqnr_final_db` compare the forms with the float model, infinite where they
     are equal; the latter is None where the final form has no such tensor. `differing` counts the elements of which
     debug and final form have different integers (or float numbers further apart than float32's error); `tie` and
-    `wrong` are the final form's roundings here, judged by themselves. What is not known is None, and so are the
+    `wrong` count the roundings of both forms here, each judged by itself. What is not known is None, and so are the
     parameters of a tensor that stays in float; `scale` and `zero_point` are also None where each row has its own.
     """
 

@@ -57,7 +57,7 @@ def _parting(layers: Sequence[Layer], place: int | None) -> str:
     text = f"Debug and final form part first at {title(layer)}: {layer.differing} of {layer.elements} {kind} differ"
     if layer.tie is None:
         return f"{text}."
-    return f"{text}; of the final form's own roundings there {layer.tie} are ties and {layer.wrong} wrong."
+    return f"{text}; of the roundings of both there {layer.tie} are ties and {layer.wrong} wrong."
 
 
 def _drop(layers: Sequence[Layer], place: int | None) -> str:

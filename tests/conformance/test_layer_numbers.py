@@ -42,7 +42,7 @@ def layer(name: str, sqnr: float, *made_of: str) -> Layer:
 
 def test_the_numbers_of_a_layer() -> None:
     stored = torch.tensor([-1.0, 0.25, 0.5, 0.75], dtype=torch.float64)
-    found = measure_layer(values(stored, stored), rounding([0, 5, 6, 7], [-4.0, 1.0, 2.0, 12.0]))
+    found = measure_layer(values(stored, stored), [rounding([0, 5, 6, 7], [-4.0, 1.0, 2.0, 12.0])])
     assert (found.low, found.high, found.scale, found.zero_point) == (-1.0, 3.0, 0.25, 4)
     assert (found.elements, found.saturated, found.differing, found.tie, found.wrong) == (4, 1, 0, 0, 0)
     signal, noise = 1.0 + 0.0625 + 0.25 + 9.0, 2.25**2
@@ -52,17 +52,17 @@ def test_the_numbers_of_a_layer() -> None:
 def test_an_element_just_at_the_end_of_the_range_is_not_saturated() -> None:
     # Steps -4.5 and 3.5 from the zero point are the last that still round to the ends.
     edge = torch.tensor([-1.125, 0.875, -1.13, 0.88])
-    assert measure_layer(values(REAL, None, edge), None).saturated == 2
+    assert measure_layer(values(REAL, None, edge)).saturated == 2
 
 
 def test_where_the_forms_have_different_integers() -> None:
     debug, final = torch.tensor([-1.0, 0.25, 0.5, 0.75]), torch.tensor([-1.0, 0.5, 0.5, 0.5])
-    found = measure_layer(values(debug, final), rounding([0, 6, 6, 6], [-4.0, 1.5, 2.0, 12.0]))
+    found = measure_layer(values(debug, final), [rounding([0, 6, 6, 6], [-4.0, 1.5, 2.0, 12.0])])
     assert (found.differing, found.tie, found.wrong) == (2, 0, 1)
 
 
 def test_a_form_that_has_no_such_tensor_is_not_compared() -> None:
-    found = measure_layer(values(REAL, None), None)
+    found = measure_layer(values(REAL, None))
     assert (found.sqnr_final_db, found.differing, found.tie) == (None, None, None)
     assert found.sqnr_db == found.sqnr_debug_db == math.inf
 
@@ -71,16 +71,16 @@ def test_float_numbers_differ_by_more_than_the_error_of_float32() -> None:
     stay = replace(values(REAL, REAL), scale=None, zero_point=None, unrounded=None, qmin=None, qmax=None)
     exact = Rounding("q", "linear", REAL.double(), REAL, REAL.double().abs())
     near, far = REAL * (1 + 2.0**-22), REAL * (1 + 2.0**-18)
-    assert measure_layer(replace(stay, final=near), exact).differing == 0
-    assert measure_layer(replace(stay, final=far), exact).differing == 4
-    assert measure_layer(replace(stay, final=near), exact).saturated is None
+    assert measure_layer(replace(stay, final=near), [exact]).differing == 0
+    assert measure_layer(replace(stay, final=far), [exact]).differing == 4
+    assert measure_layer(replace(stay, final=near), [exact]).saturated is None
 
 
 def test_parameters_of_each_row_are_no_single_number() -> None:
     rows = replace(
         values(REAL[None], None, REAL[None]), real=REAL[None], scale=torch.ones(2, 1), zero_point=torch.zeros(2, 1)
     )
-    found = measure_layer(rows, None)
+    found = measure_layer(rows)
     assert found.scale is None and found.zero_point is None and step(found) == "by row"
 
 
@@ -109,9 +109,7 @@ def test_the_first_layer_where_the_forms_part() -> None:
     ]
     told = story(layers)
     assert told.parted == 1 and told.dropped is None
-    assert told.words[0].endswith(
-        "3 of 10 integers differ; of the final form's own roundings there 3 are ties and 0 wrong."
-    )
+    assert told.words[0].endswith("3 of 10 integers differ; of the roundings of both there 3 are ties and 0 wrong.")
     assert told.words[1] == "No layer is further from float than what it was computed from."
 
 
