@@ -46,7 +46,8 @@ def render(run: Run, records: Sequence[Record]) -> str:
 
 def _backend(name: str, records: Sequence[Record]) -> dict[str, Any]:
     own = [record for record in records if record.backend == name]
-    return {"name": name, "whole": summary.total(own), "families": summary.tally(own, summary.family_of)}
+    families = summary.tally(own, summary.family_of)
+    return {"name": name, "whole": summary.total(own), "families": families, "grid": summary.by_mode_and_capture(own)}
 
 
 def _segments(group: summary.Tally) -> list[tuple[str, int, str]]:

@@ -133,6 +133,36 @@ def test_every_record_is_counted_once_in_groups_and_total(verdicts: list[Verdict
     assert [group.label for group in groups] == sorted({(record.subject.family,) for record in records})
 
 
+def test_modes_and_captures_are_counted_each_for_itself_and_together() -> None:
+    subject = make_subject(0)
+    captured = [("static", "export"), ("static", "trace"), ("static", "trace"), ("dynamic", "export")]
+    subjects = [replace(subject, mode=mode, capture=capture) for mode, capture in captured]
+    records = [make_record(subjects[0], verdict=Verdict.WRONG), *map(make_record, subjects[1:])]
+    grid = summary.by_mode_and_capture(records)
+    assert grid.captures == ("export", "trace")
+    counts = {mode: [group and (group.native, group.scored) for group in groups] for mode, groups in grid.rows}
+    assert counts == {"dynamic": [(1, 1), None, (1, 1)], "static": [(0, 1), (2, 2), (2, 3)]}
+
+
+@pytest.mark.parametrize("name", ["terminal", "markdown", "html"])
+def test_counts_by_mode_and_capture_are_shown(name: str, many: list[Record]) -> None:
+    text = import_module(FORMATS[name][0]).render(make_run(60), many)
+    own = [record for record in many if record.backend == BACKENDS[0]]
+    for mode, groups in summary.by_mode_and_capture(own).rows:
+        assert mode in text
+        for group in filter(None, groups[:-1]):
+            assert f"{group.native} of {group.scored}" in text
+
+
+def test_markdown_names_the_layers_where_errors_come_from(many: list[Record]) -> None:
+    text = markdown.render(make_run(60), many)
+    section = text[text.index("### Layers") : text.index("### Failures")]
+    layered = [record for record in many if record.layers]
+    worst = min(layered, key=lambda record: min(layer.sqnr_db for layer in record.layers))
+    assert worst.subject.case.partition("[")[0] in section.splitlines()[4]
+    assert "### Layers" not in markdown.render(make_run(60), [replace(record, layers=()) for record in many])
+
+
 def test_the_tables_of_verdicts_name_every_verdict() -> None:
     scored = set(Verdict) - {Verdict.NATIVE}
     assert set(summary.ORDER) == set(summary.GLYPHS) == set(summary.URGENCY) == set(junit.ELEMENTS) == set(Verdict)
