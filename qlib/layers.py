@@ -12,7 +12,9 @@ from torch._ops import OpOverload
 
 import qlib.kernels  # noqa: F401  (registers the operators)
 from qlib.executed import named
+from qlib.graph import op_name
 from qlib.interpret import Look, value_of, walk
+from qlib.rewrite import DEQUANTIZE
 
 _OPS = torch.ops.qlib
 # What stores a tensor as integers by parameters that are known beforehand or chosen at run time; its arguments are the
@@ -105,25 +107,28 @@ def _values(model: fx.GraphModule, inputs: Sequence[Tensor]) -> dict[str, Any]:
     return found
 
 
-def _holds(node: fx.Node, kernels: set[str], forms: _Forms) -> bool:
-    """Whether a layer stands at this node of the debug form: a real tensor, stored as integers or made by a kernel."""
-    if node.target in _QUANTIZE:
-        return isinstance(forms.real.get(_observed(node, forms).name), Tensor)
-    return node.name in kernels and all(
-        isinstance(x, Tensor) and x.is_floating_point()
-        for x in (form.get(node.name) for form in (forms.real, forms.debug, forms.final))
-    )
-
-
-def _observed(node: fx.Node, forms: _Forms) -> fx.Node:
-    """The tensor of the float model that a quantize of the debug form is about: one may be quantized twice in a row."""
-    while node.name not in forms.real and node.all_input_nodes:
-        node = node.all_input_nodes[0]
+def _observed(node: fx.Node) -> fx.Node:
+    """The float tensor that a node of the debug form is about: one may have been quantized once more before."""
+    while node.target in _QUANTIZE or op_name(node) in DEQUANTIZE:
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        node = source
     return node
 
 
+def _holds(node: fx.Node, kernels: set[str], forms: _Forms) -> bool:
+    """Whether a layer stands at this node of the debug form: a real tensor, stored as integers or made by a kernel."""
+    if node.target not in _QUANTIZE and node.name not in kernels:
+        return False
+    held = [forms.real.get(_observed(node).name), forms.debug.get(node.name)]
+    if node.target not in _QUANTIZE:
+        held.append(forms.final.get(node.name))
+        return all(isinstance(x, Tensor) and x.is_floating_point() for x in held)
+    return all(isinstance(x, Tensor) for x in held)
+
+
 def _layer(node: fx.Node, made_of: tuple[str, ...], forms: _Forms, name: str) -> Layer:
-    value, reached = _observed(node, forms), forms.final.get(node.name)
+    value, reached = _observed(node), forms.final.get(node.name)
     layer = Layer(
         name=node.name,
         tensor=value.name,
