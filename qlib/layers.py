@@ -71,8 +71,7 @@ def layers_of(
     layer for each tensor that the debug form stores as integers, and for each float result of a kernel of the final
     form. No state is changed: not the inputs, not the buffers that a model writes to.
     """
-    replaced = {str(node.meta.get("replaces", node.name)): name for node, name in named(final).items()}
-    forms = _Forms(_values(prepared, inputs), _values(debug, inputs), _values(final, inputs), replaced)
+    forms = _Forms(_values(prepared, inputs), _values(debug, inputs), _values(final, inputs), _operators(final))
     kernels = {str(node.meta["replaces"]) for node in final.graph.nodes if "replaces" in node.meta}
     names = named(debug)
     layers: list[Layer] = []
@@ -86,6 +85,15 @@ def layers_of(
     return tuple(layers)
 
 
+def _operators(final: fx.GraphModule) -> dict[str, str]:
+    """What made each tensor of the final form, by the name of the debug node; an item is made by what made its list."""
+    names = named(final)
+    for node in final.graph.nodes:
+        if op_name(node) == "getitem":
+            names[node] = names.get(node.all_input_nodes[0], "")
+    return {str(node.meta.get("replaces", node.name)): name for node, name in names.items()}
+
+
 def _values(model: fx.GraphModule, inputs: Sequence[Tensor]) -> dict[str, Any]:
     """What each node gives, by the name of the debug node that it takes the place of; observers hand their input on."""
     given = [x.clone() for x in inputs]
@@ -93,8 +101,8 @@ def _values(model: fx.GraphModule, inputs: Sequence[Tensor]) -> dict[str, Any]:
     found: dict[str, Any] = dict(zip(holders, given, strict=True))
 
     def visit(node: fx.Node, look: Look) -> Any:
-        if node.op == "call_module":
-            value = look(node.all_input_nodes[0])
+        if node.op == "call_module" and hasattr(model.get_submodule(str(node.target)), "qparams"):
+            value = look(node.all_input_nodes[0])  # an observer, which is not to learn from this run
         elif isinstance(node.target, OpOverload) and node.target._schema.is_mutable:
             value = None  # what the model writes to its buffers and inputs comes last, and nothing reads it
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import replace
 
 import pytest
@@ -96,6 +97,16 @@ def test_what_stays_in_float_in_the_final_form_is_named_after_its_quantize() -> 
         "quantized::quantize_per_tensor",
         "quantized::linear",
     ]
+
+
+def test_an_item_of_a_list_is_named_after_what_made_the_list() -> None:
+    draft = Draft()
+    x = draft.linear(draft.input(4, 8), 8)
+    parts = draft.call(aten.chunk.default, x, 2, 1)
+    halves = [draft.call(operator.getitem, parts, i) for i in (0, 1)]
+    layers = told(forms(draft.done(*halves)))
+    assert all(layer.operator for layer in layers)
+    assert [layer.operator for layer in layers[2:]] == ["quantized::chunk"] * 2
 
 
 def test_a_final_form_with_another_integer_shows_where() -> None:
