@@ -233,20 +233,25 @@ def list_command(
 @click.argument("case")
 @SPECS
 @click.option("--backend", default="qlib", show_default=True, metavar="NAME[:TARGET]", help="Run on this backend.")
+@click.option("--layers", is_flag=True, help="Also print each tensor of the model: where did the error come from?")
 @PYTHON
-def show(case: str, specs: tuple[Path, ...], backend: str, allow_python: bool) -> int:
+def show(case: str, specs: tuple[Path, ...], backend: str, layers: bool, allow_python: bool) -> int:
     """Run one CASE and print all about it.
 
     The spec, the module, the float, debug and final graphs side by side, and every finding. CASE is an id as `list
-    cases` prints it, as pytest prints it, or the unambiguous beginning of one.
+    cases` prints it, as pytest prints it, or the unambiguous beginning of one. With --layers follows a table of the
+    model's tensors: range, scale and zero point, share of saturated elements, SQNR of the debug and the final form
+    against float, and in how many elements the two differ.
     """
     from conformance.backends import open_backend
     from conformance.known_file import marked
     from conformance.show import show as print_case
+    from conformance.show import show_layers
 
-    found = find_case(cases_of(specs, (), (), ""), case)
-    opened = open_backend(backend)
-    trial = print_case(found, opened, backend, Console(), allow_python)
+    found, opened, console = find_case(cases_of(specs, (), (), ""), case), open_backend(backend), Console()
+    trial = print_case(found, opened, backend, console, allow_python)
+    if layers:
+        show_layers(found, trial, console)
     return FAILED if marked(trial.record, opened.about().versions).failed else OK
 
 

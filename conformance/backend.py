@@ -81,17 +81,47 @@ class Explanation:
 
 
 @dataclass(frozen=True)
+class LayerValues:
+    """One tensor of a model, in real units, as the float model, the debug form and the final form have it.
+
+    `name` is what the roundings of an `Explanation` know it by, `tensor` its name in the float graph, `operator` what
+    made it in the final form, and `made_of` names the layers it was computed from. `group` names the tensor whose
+    parameters it shares. `final` is None where the final form has no such tensor. One that is stored as integers has
+    the other fields: its parameters, with an entry for each row where each has its own, and in `unrounded` what the
+    debug form rounded.
+    """
+
+    name: str
+    tensor: str
+    operator: str
+    module_path: str
+    source: str
+    group: str
+    made_of: tuple[str, ...]
+    real: Tensor
+    debug: Tensor
+    final: Tensor | None
+    unrounded: Tensor | None = None
+    scale: Tensor | None = None
+    zero_point: Tensor | None = None
+    qmin: int | None = None
+    qmax: int | None = None
+
+
+@dataclass(frozen=True)
 class Quantized:
     """What a backend made of a task.
 
     `debug` is the readable form, None where the backend has none. `explain` takes the name of a form, "debug" or
-    "final", and inputs; None where the backend can't tell ties from errors, so that every difference counts.
+    "final", and inputs; None where the backend can't tell ties from errors, so that every difference counts. `layers`
+    takes inputs and tells the model's tensors in order of execution; None where the backend can't.
     """
 
     float_ops: Mapping[str, int]
     final: Program
     debug: Program | None = None
     explain: Callable[[str, Sequence[Tensor]], Explanation] | None = None
+    layers: Callable[[Sequence[Tensor]], tuple[LayerValues, ...]] | None = None
     float_graph: str = ""
     notes: tuple[str, ...] = ()
 

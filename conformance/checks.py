@@ -214,6 +214,19 @@ def output(evidence: Evidence, expect: ModeExpect) -> Finding | None:
     return _finding("output", held, str(stated), str(got))
 
 
+def layers(evidence: Evidence, expect: ModeExpect) -> Finding | None:
+    """Every tensor within the model close to the float model's, by signal to noise."""
+    if expect.layers is None or evidence.layers is None:
+        return None
+    wanted = f"sqnr_db >= {expect.layers.sqnr_db:g} at every layer"
+    if not any(layer.low or layer.high for layer in evidence.layers):
+        return Finding("layers", Outcome.VACUOUS, wanted, "no layer holds anything but zeros")
+    # NaN compares false with everything, so that it is never within a bound; and it comes first among the worst.
+    worst = min(evidence.layers, key=lambda layer: -math.inf if math.isnan(layer.sqnr_db) else layer.sqnr_db)
+    got = f"lowest of {len(evidence.layers)}: {worst.sqnr_db:.4g} dB at {worst.tensor} ({worst.operator})"
+    return _finding("layers", worst.sqnr_db >= expect.layers.sqnr_db, wanted, got)
+
+
 @dataclass(frozen=True)
 class Kind:
     """A check, and what a failure of it says: that values are wrong, or only that other operators ran."""
@@ -234,12 +247,13 @@ CHECKS: Mapping[str, Kind] = MappingProxyType(
         "debug_equal": Kind(debug_equal, True),
         "accuracy": Kind(accuracy, True),
         "output": Kind(output, True),
+        "layers": Kind(layers, True),
     }
 )
 
 # Checks that a spec has to state, or that state something only where a spec means it to: without one of these held,
 # nothing was shown.
-STATED = frozenset({"ops", "absent", "order", "debug_equal", "accuracy", "output"})
+STATED = frozenset({"ops", "absent", "order", "debug_equal", "accuracy", "output", "layers"})
 # Checks that show the values to be right.
 CORRECTNESS = frozenset({"debug_equal", "accuracy"})
 

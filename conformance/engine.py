@@ -7,7 +7,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -16,12 +16,14 @@ from torch.utils import _pytree as pytree
 from conformance.backend import About, Backend, Quantized, Task
 from conformance.case import Case
 from conformance.checks import judge, measure, verdict
+from conformance.compare import Rounding
 from conformance.deadline import DeadlinePassed, deadline
 from conformance.errors import ConformanceError, Unsupported
 from conformance.inputs import calibration_of, inputs_of
+from conformance.layers import measure_layer
 from conformance.modules import build
 from conformance.observation import Evidence
-from conformance.record import Record, Verdict, subject_of
+from conformance.record import Layer, Record, Verdict, subject_of
 
 # Steps that the harness makes; an exception in any other one is the backend's.
 OURS = frozenset({"build", "judge"})
@@ -132,6 +134,8 @@ def _run(case: Case, backend: Backend, name: str, stages: Stages, allow_python: 
     quantized = backend.quantize(task, stages)
     with stages("run"):
         evidence = observe(module, inputs, quantized)
+        if case.expect.layers is not None:
+            evidence = replace(evidence, layers=layers_of(quantized, inputs, evidence))
     with stages("judge"):
         findings = judge(evidence, case.expect)
         measures = measure(evidence)
@@ -149,6 +153,7 @@ def _run(case: Case, backend: Backend, name: str, stages: Stages, allow_python: 
         measures=measures,
         seconds=dict(stages.seconds),
         notes=quantized.notes,
+        layers=evidence.layers or (),
     )
     return Trial(record, quantized, evidence)
 
@@ -176,6 +181,21 @@ def observe(module: torch.nn.Module, inputs: Sequence[Tensor], quantized: Quanti
             inputs_after_float=after_float,
             inputs_after=after,
         )
+
+
+def layers_of(quantized: Quantized, inputs: Sequence[Tensor], evidence: Evidence) -> tuple[Layer, ...] | None:
+    """Measure a model's tensors one by one on the inputs of `evidence`; None where the backend can't tell them."""
+    if quantized.layers is None:
+        return None
+    roundings: dict[str, list[Rounding]] = {}
+    for explained in (evidence.explained, evidence.debug_explained):
+        for rounding in explained.roundings if explained is not None else ():
+            roundings.setdefault(rounding.name, []).append(rounding)
+    return tuple(
+        measure_layer(values, roundings.get(values.name, ()))
+        for values in quantized.layers(inputs)
+        if values.real.numel()
+    )
 
 
 def fresh(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:

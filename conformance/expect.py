@@ -60,6 +60,14 @@ class Accuracy(BaseModel):
         return self
 
 
+class LayerBounds(BaseModel):
+    """How near to the float model every tensor within the quantized one must be."""
+
+    model_config = _FROZEN
+
+    sqnr_db: Number = Field(gt=0, description="Least signal to quantization noise of any layer in dB.")
+
+
 class Output(BaseModel):
     """Type and shape of one output; at least one of them."""
 
@@ -150,6 +158,7 @@ class ModeExpect:
     debug_equal: float | None = 0.0
     accuracy: Accuracy | None = None
     output: tuple[Output, ...] = ()
+    layers: LayerBounds | None = None
     unstated: frozenset[str] = frozenset()
 
 
@@ -174,6 +183,9 @@ class Expect(BaseModel):
     output: PerMode[OutputList] = Field(
         default_factory=FrozenMap, description="Type and shape of the output, or of each of them."
     )
+    layers: PerMode[LayerBounds] = Field(
+        default_factory=FrozenMap, description="How near to float every layer; also puts the layers into the record."
+    )
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Expect:
@@ -196,5 +208,6 @@ def narrow(expect: Expect, mode: Mode) -> ModeExpect:
         expect.debug_equal.get(mode, 0.0),
         expect.accuracy.get(mode),
         expect.output.get(mode, ()),
+        expect.layers.get(mode),
         frozenset() if mode in expect.debug_equal else frozenset({"debug_equal"}),
     )

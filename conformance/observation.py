@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from conformance.backend import Explanation
+from conformance.record import Layer
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,8 @@ class Evidence:
     """Everything that the checks judge.
 
     Output tuples hold the tensors of a call in order, nesting flattened. `repeated` is a second call of the final
-    form on the same inputs. `explained` and `debug_explained` are None where the backend can't explain its roundings.
+    form on the same inputs. `explained` and `debug_explained` are None where the backend can't explain its roundings,
+    `layers` where nobody asked for them or the backend can't tell them.
     """
 
     float_outputs: tuple[Tensor, ...]
@@ -30,3 +32,4 @@ class Evidence:
     debug_explained: Explanation | None = None
     inputs_after_float: tuple[Tensor, ...] = ()
     inputs_after: tuple[Tensor, ...] = ()
+    layers: tuple[Layer, ...] | None = None

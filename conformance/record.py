@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +98,62 @@ class Measures:
 
 
 @dataclass(frozen=True)
+class Layer:
+    """One tensor of a quantized model: what each form of the model made of it, in numbers.
+
+    `name` is its own and `tensor` that in the float graph, which two layers share where one tensor is quantized in two
+    ways. `made_of` names the layers that it was computed from, `group` the tensor whose parameters it shares. `low` and
+    `high` are its range in the float model. `saturated` counts the elements that lay outside of what its
+    integers can hold. `sqnr_debug_db` and `sqnr_final_db` compare the forms with the float model, infinite where they
+    are equal; the latter is None where the final form has no such tensor. `differing` counts the elements of which
+    debug and final form have different integers (or float numbers further apart than float32's error); `tie` and
+    `wrong` count the roundings of both forms here, each judged by itself. What is not known is None, and so are the
+    parameters of a tensor that stays in float; `scale` and `zero_point` are also None where each row has its own.
+    """
+
+    name: str
+    tensor: str
+    operator: str
+    module: str
+    source: str
+    group: str
+    made_of: tuple[str, ...]
+    low: float
+    high: float
+    scale: float | None
+    zero_point: int | None
+    qmin: int | None
+    qmax: int | None
+    saturated: int | None
+    sqnr_debug_db: float
+    sqnr_final_db: float | None
+    elements: int
+    differing: int | None
+    tie: int | None
+    wrong: int | None
+
+    @property
+    def sqnr_db(self) -> float:
+        """How near to float the form is that has the tensor: the final form, else the debug form."""
+        return self.sqnr_debug_db if self.sqnr_final_db is None else self.sqnr_final_db
+
+    def to_json(self) -> dict[str, Any]:
+        """The layer as plain JSON values, for which infinity is a text."""
+        return {key: _finite(value) for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Layer:
+        """Rebuild a layer from `to_json`; unknown keys raise TypeError."""
+        numbers = ("low", "high", "sqnr_debug_db", "sqnr_final_db")
+        read = {key: None if data[key] is None else float(data[key]) for key in numbers}
+        return cls(**{**data, **read, "made_of": tuple(data["made_of"])})
+
+
+def _finite(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@dataclass(frozen=True)
 class Record:
     """One case on one backend: one line of a results file.
 
@@ -118,6 +175,7 @@ class Record:
     measures: Measures = Measures()
     seconds: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    layers: tuple[Layer, ...] = ()
 
     @property
     def failed(self) -> bool:
@@ -136,19 +194,21 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """The record as plain JSON values; `from_json` is its inverse."""
-        return asdict(self)
+        return {**asdict(replace(self, layers=())), "layers": [layer.to_json() for layer in self.layers]}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Record:
         """Rebuild a record from `to_json`; unknown keys raise TypeError."""
         findings = tuple(Finding(f["check"], Outcome(f["outcome"]), f["expected"], f["got"]) for f in data["findings"])
-        rest = {k: v for k, v in data.items() if k not in {"subject", "verdict", "findings", "measures", "notes"}}
+        typed = {"subject", "verdict", "findings", "measures", "notes", "layers"}
+        rest = {k: v for k, v in data.items() if k not in typed}
         return cls(
             subject=Subject(**data["subject"]),
             verdict=Verdict(data["verdict"]),
             findings=findings,
             measures=Measures(**data["measures"]),
             notes=tuple(data["notes"]),
+            layers=tuple(Layer.from_json(layer) for layer in data.get("layers", ())),
             **rest,
         )
 

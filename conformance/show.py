@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import zip_longest
+from typing import Final, Literal
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from conformance.backend import Backend
 from conformance.case import Case
-from conformance.engine import Limits, Trial, run_case
+from conformance.engine import Limits, Trial, layers_of, run_case
+from conformance.inputs import inputs_of
+from conformance.record import Layer
+from conformance.report.layers import decibels, number, step, story, where
 from conformance.report.text import explain
+
+# Of the table of layers: the heading, and the side that the cells stand on.
+COLUMNS: Final[tuple[tuple[str, Literal["left", "right"]], ...]] = (
+    ("", "left"),
+    ("tensor", "left"),
+    ("made by", "left"),
+    ("in", "left"),
+    ("float range", "left"),
+    ("scale, zero", "left"),
+    ("elements", "right"),
+    ("saturated", "right"),
+    ("debug dB", "right"),
+    ("final dB", "right"),
+    ("differ", "right"),
+    ("as", "left"),
+)
 
 
 def show(case: Case, backend: Backend, name: str, console: Console, allow_python: bool = False) -> Trial:
@@ -31,6 +53,48 @@ def show(case: Case, backend: Backend, name: str, console: Console, allow_python
     seconds = "  ".join(f"{stage} {1000 * spent:.1f}" for stage, spent in trial.record.seconds.items())
     console.print(Text(f"\nmilliseconds: {seconds}"))
     return trial
+
+
+def show_layers(case: Case, trial: Trial, console: Console) -> None:
+    """Print each tensor of a case that was run, in order of execution, and say in words where the error came from."""
+    if trial.quantized is None or trial.evidence is None:
+        console.print(Text("\nlayers: the case did not get as far as having any"))
+        return
+    layers = layers_of(trial.quantized, inputs_of(case), trial.evidence)
+    if not layers:
+        told = "this backend can't tell its layers" if layers is None else "nothing was quantized"
+        console.print(Text(f"\nlayers: {told}"))
+        return
+    console.print()
+    console.print(layer_table(layers, console.width))
+    for sentence in story(layers).words:
+        console.print(Text(sentence))
+
+
+def layer_table(layers: Sequence[Layer], width: int) -> Table:
+    """One row for each layer; the first where debug and final part and the largest drop of SQNR are marked."""
+    found = story(layers)
+    table = Table(width=width, box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for name, justify in COLUMNS:
+        table.add_column(name, justify=justify, overflow="fold")
+    for place, layer in enumerate(layers):
+        marks = ["≠"] * (place == found.parted) + ["▼"] * (place == found.dropped)
+        cells = (
+            " ".join(marks),
+            layer.tensor,
+            layer.operator.removeprefix("quantized::"),
+            where(layer),
+            f"{layer.low:.4g} … {layer.high:.4g}",
+            step(layer),
+            str(layer.elements),
+            number(layer.saturated),
+            decibels(layer.sqnr_debug_db),
+            decibels(layer.sqnr_final_db),
+            number(layer.differing),
+            "" if layer.group == layer.tensor else layer.group,
+        )
+        table.add_row(*map(Text, cells), style="bold" if marks else "")
+    return table
 
 
 def forms(trial: Trial) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
 from conformance.errors import nearest
-from conformance.expect import Accuracy, Expect, ModeExpect, Output, narrow
+from conformance.expect import Accuracy, Expect, LayerBounds, ModeExpect, Output, narrow
 from conformance.frozenmap import FrozenMap
 from conformance.qconfigspec import QConfigBody, QConfigModel, QSpecModel, StoredDtype
 from conformance.source import Composite, Sequence
@@ -28,8 +28,8 @@ from conformance.vocabulary import Capture, Mode
 
 __all__ = [
     "DEFAULT_KEYS", "IDENTIFIER", "MAX_CASES", "Accuracy", "Calibration", "Capture", "Distribution", "Draw",
-    "Dtype", "Expect", "Mode", "ModeExpect", "Outliers", "Output", "QConfigBody", "QConfigModel", "QSpecModel",
-    "Spec", "StoredDtype", "TensorSpec", "json_schema", "narrow",
+    "Dtype", "Expect", "LayerBounds", "Mode", "ModeExpect", "Outliers", "Output", "QConfigBody", "QConfigModel",
+    "QSpecModel", "Spec", "StoredDtype", "TensorSpec", "json_schema", "narrow",
 ]  # fmt: skip
 
 DEFAULT_KEYS = ("modes", "capture", "calibration", "qconfig", "inputs", "expect", "timeout")

@@ -50,6 +50,7 @@ _HOMES = {
     **dict.fromkeys(("insert_observers", "register_prepacked_params", "is_weight"), "jit_passes"),
     **dict.fromkeys(("quantize_per_tensor", "quantize_per_channel", "dequantize", "choose_qparams"), "functional"),
     "executed_ops": "executed",
+    "layers_of": "layers",
     "implementation": "kernels",
     "replay": "oracle",
     "to_onnx": "onnx",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-from conformance.backend import About, Backend, Explanation, Process, Program, Quantized, Stage, Task
+from conformance.backend import About, Backend, Explanation, LayerValues, Process, Program, Quantized, Stage, Task
 from conformance.errors import EnvironmentTrouble, UsageError
 from conformance.source_tables import FUNCTIONAL, TENSOR_METHODS, TORCH_FUNCTIONS
 from conformance.vocabulary import Vocabulary, resolve_operator
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, fx, nn
 
     from conformance.spec import QConfigBody, QConfigModel, QSpecModel
+    from qlib.quantize import Quantized as AllForms
 
 MODES = frozenset({"static", "dynamic"})
 CAPTURES = frozenset({"export", "trace", "script"})
@@ -131,22 +132,22 @@ def quantize_as(
     with stage("lower"):
         final = qlib.lower(debug)
     notes = tuple(f"unused QConfig rule: {rule}" for rule in prepared.meta["unused_rules"])
-    return _forms(captured, debug, final, kernels, notes), final
+    return _forms(qlib.Quantized(captured, prepared, debug, final), kernels, notes), final
 
 
-def _forms(
-    captured: fx.GraphModule, debug: fx.GraphModule, final: fx.GraphModule, kernels: str, notes: tuple[str, ...] = ()
-) -> Quantized:
+def _forms(forms: AllForms, kernels: str, notes: tuple[str, ...] = ()) -> Quantized:
     """The forms of a model as the suite takes them."""
     import qlib
     from qlib import interpret
     from qlib.printed import graph_text
 
+    captured, prepared, debug, final = forms.captured, forms.prepared, forms.debug, forms.final
     return Quantized(
         float_ops=qlib.executed_ops(captured),
         final=_program(final, kernels, final),
         debug=_program(debug, kernels, lambda *inputs: interpret.run(debug, inputs)),
         explain=functools.partial(_explain, {"debug": debug, "final": final}, kernels),
+        layers=functools.partial(_layers, (prepared, debug, final), kernels),
         float_graph=graph_text(captured),
         notes=notes,
     )
@@ -178,7 +179,7 @@ def quantize_by(
     final = qlib.lower(debug)
     spelled = qlib.convert_pt2e(prepared, use_reference_representation=True)
     return ByQuantizer(
-        _forms(captured, debug, final, "fast"),
+        _forms(qlib.Quantized(captured, prepared, debug, final), "fast"),
         debug,
         _program(spelled, "reference", spelled),
         _program(final, "reference", final),
@@ -262,6 +263,16 @@ def _explain(forms: Mapping[str, fx.GraphModule], kernels: str, form: str, input
         told = replay(forms["debug"], forms[form], inputs)
     roundings = (Rounding(**{f.name: getattr(step, f.name) for f in fields(step)}) for step in told.steps)
     return Explanation(tuple(roundings), told.outputs)
+
+
+def _layers(
+    forms: tuple[fx.GraphModule, fx.GraphModule, fx.GraphModule], kernels: str, inputs: Sequence[Tensor]
+) -> tuple[LayerValues, ...]:
+    from qlib import implementation, layers_of
+
+    with implementation(kernels):
+        found = layers_of(*forms, inputs)
+    return tuple(LayerValues(**{f.name: getattr(layer, f.name) for f in fields(layer)}) for layer in found)
 
 
 def sequence(model: fx.GraphModule) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ function decode(raw) {
     }
     record.findings = record.findings.map((place) => raw.values[place]);
     record.measures = object(raw.measures, record.measures);
+    if (record.layers) record.layers = { ...record.layers, rows: record.layers.rows.map((one) => object(raw.layers, one)) };
     const [steps, ...seconds] = record.seconds;
     record.seconds = raw.values[steps].map((step, i) => [step, seconds[i]]);
     // A case that is known to fail and passes fails the run as much as one that fails unknown.

@@ -7,15 +7,16 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, field, fields
+from dataclasses import asdict, astuple, dataclass, field, fields
 from importlib.resources import files
 from typing import Any, Final
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from conformance.record import Measures, Record, Run, Subject
+from conformance.record import Layer, Measures, Record, Run, Subject
 from conformance.report import summary
+from conformance.report.layers import story
 
 # A traceback says what it has to say at its two ends.
 LONGEST_ERROR: Final = 4000
@@ -24,7 +25,7 @@ LONGEST_ERROR: Final = 4000
 def render(run: Run, records: Sequence[Record]) -> str:
     """Return a page that needs no network and no other file; fragments such as `#verdict=wrong` link to a view."""
     here = files("conformance.report")
-    script = "".join(here.joinpath(name).read_text(encoding="utf-8") for name in ("panel.js", "app.js"))
+    script = "".join(here.joinpath(name).read_text(encoding="utf-8") for name in ("layers.js", "panel.js", "app.js"))
     template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template.filters["share"] = _segments
     page = template.from_string(here.joinpath("template.html.j2").read_text(encoding="utf-8"))
@@ -46,7 +47,8 @@ def render(run: Run, records: Sequence[Record]) -> str:
 
 def _backend(name: str, records: Sequence[Record]) -> dict[str, Any]:
     own = [record for record in records if record.backend == name]
-    return {"name": name, "whole": summary.total(own), "families": summary.tally(own, summary.family_of)}
+    families = summary.tally(own, summary.family_of)
+    return {"name": name, "whole": summary.total(own), "families": families, "grid": summary.by_mode_and_capture(own)}
 
 
 def _segments(group: summary.Tally) -> list[tuple[str, int, str]]:
@@ -77,6 +79,7 @@ def payload(run: Run, records: Sequence[Record]) -> dict[str, Any]:
     `values` holds every distinct value; `cases.rows` and `records.rows` hold places in it, in the order of
     `fields`. In a record `subject` is a row of `cases`, `findings` a list of places, `measures` the numbers
     themselves in the order of `measures`, and `seconds` the place of the steps' names followed by the numbers.
+    `layers` is the place of None, or of what `story` says of them and a row for each in the order of `layers`.
     """
     values = Values()
     cases: dict[str, int] = {}
@@ -92,6 +95,7 @@ def payload(run: Run, records: Sequence[Record]) -> dict[str, Any]:
         "backends": list(run.backends),
         "verdicts": [[str(verdict), summary.GLYPHS[verdict]] for verdict in summary.ORDER],
         "measures": [key.name for key in fields(Measures)],
+        "layers": [key.name for key in fields(Layer)],
         "values": values.rows,
         "cases": {"fields": [key.name for key in fields(Subject)], "rows": case_rows},
         "records": {"fields": [key.name for key in fields(Record)], "rows": record_rows},
@@ -106,9 +110,16 @@ def _row(record: Record, case: int, values: Values) -> list[Any]:
         "measures": [_number(number) for number in astuple(record.measures)],
         "seconds": [values.place(list(record.seconds)), *map(_number, record.seconds.values())],
         "error": values.place(_shortened(record.error)),
+        "layers": values.place(_layers(record.layers)),
     }
     names = [key.name for key in fields(Record)]
     return [special[name] if name in special else values.place(_plain(getattr(record, name))) for name in names]
+
+
+def _layers(layers: Sequence[Layer]) -> dict[str, Any] | None:
+    if not layers:
+        return None
+    return {**asdict(story(layers)), "rows": [list(layer.to_json().values()) for layer in layers]}
 
 
 def _plain(value: Any) -> Any:

@@ -10,6 +10,7 @@ from tabulate import tabulate
 
 from conformance.record import Record, Run, Verdict
 from conformance.report import summary
+from conformance.report.layers import decibels, story, title
 
 # With these limits the longest possible report stays below the 60 000 bytes of a pull-request comment.
 MOST_FAMILIES: Final = 60
@@ -17,6 +18,7 @@ MOST_COMBINATIONS: Final = 40
 MOST_FAILURES: Final = 25
 MOST_REASONS: Final = 15
 MOST_BACKENDS: Final = 20
+MOST_LAYERED: Final = 15
 LONGEST: Final = 120
 LABEL: Final = 48
 FACT: Final = 300
@@ -27,6 +29,7 @@ def render(run: Run, records: Sequence[Record]) -> str:
     missing = summary.missing(run, records)
     failed = summary.failures(records)
     known = summary.known_failures(records)
+    layered = _layered(records)
     sections = [
         f"## Conformance: {summary.total(records).score} native",
         f"**Incomplete:** {missing} of {run.planned} planned records are missing." if missing else "",
@@ -35,6 +38,8 @@ def render(run: Run, records: Sequence[Record]) -> str:
         _tallies(("backend", "family"), summary.tally(records, _backend_and_family), MOST_FAMILIES),
         "### By mode and capture",
         _tallies(("backend", "mode", "capture"), summary.tally(records, _backend_mode_capture), MOST_COMBINATIONS),
+        "### Layers" if layered else "",
+        _layers(layered),
         f"### Failures: {len(failed)}",
         _failures(failed),
         f"### Known failures: {sum(len(group.cases) for group in known)}" if known else "",
@@ -72,6 +77,35 @@ def _failures(failed: Sequence[Record]) -> str:
         subject = [cell(record.subject.case, LONGEST), cell(record.backend, LABEL)]
         rows.append([verdict, *subject, *(cell(text, LONGEST) for text in texts)])
     return table(["verdict", "case", "backend", "check", "expected", "got"], rows, len(failed) - len(rows))
+
+
+def _lowest(record: Record) -> float:
+    return min(layer.sqnr_db for layer in record.layers)
+
+
+def _layered(records: Sequence[Record]) -> list[Record]:
+    """The records that tell their layers, noisiest first; of a spec's captures and parameters the noisiest alone."""
+    found: dict[summary.Label, Record] = {}
+    for record in sorted((record for record in records if record.layers), key=_lowest):
+        subject = record.subject
+        found.setdefault((record.backend, subject.family, subject.spec, subject.mode), record)
+    return list(found.values())
+
+
+def _layers(records: Sequence[Record]) -> str:
+    """Where the error of each case comes from."""
+    rows = []
+    for record in records[:MOST_LAYERED]:
+        told = story(record.layers)
+        worst = min(record.layers, key=lambda layer: layer.sqnr_db)
+        places = [None if place is None else record.layers[place] for place in (told.dropped, told.parted)]
+        rows.append(
+            [cell(record.subject.case, LONGEST), cell(record.backend, LABEL), str(len(record.layers))]
+            + [f"{decibels(worst.sqnr_db)} dB", cell(worst.tensor, LABEL)]
+            + ["none" if layer is None else cell(title(layer), LONGEST) for layer in places]
+        )
+    heads = ["case", "backend", "layers", "lowest SQNR", "at", "largest drop", "debug and final part"]
+    return table(heads, rows, len(records) - len(rows))
 
 
 def _known(groups: Sequence[summary.KnownFailures]) -> str:

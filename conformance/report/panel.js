@@ -1,5 +1,3 @@
-"use strict";
-
 // The panel of one case. Everything foreign goes in as text nodes, never as markup.
 
 function showPanel() {
@@ -35,7 +33,7 @@ function panelOf(item, record) {
     el("p", { class: "why" }, el("strong", {}, "Why: "), item.why),
     ...record.notes.map((note) => el("p", { class: "why" }, el("strong", {}, "Note: "), note)),
     parameters.length ? el("p", { class: "parameters" }, ...parameters) : null,
-    ...findingsOf(record), ...errorOf(record), ...operatorsOf(record), ...measuresOf(record), ...secondsOf(record),
+    ...findingsOf(record), ...errorOf(record), ...operatorsOf(record), ...measuresOf(record), ...layersOf(record), ...secondsOf(record),
     el("h3", {}, "Reproduce"),
     command(`conformance show ${shell(item.case)} --backend ${shell(record.backend)}`),
     command(`pytest ${shell(pytestItem(item, record.backend))} --backend ${shell(record.backend)}`),

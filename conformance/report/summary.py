@@ -123,6 +123,11 @@ def family_of(record: Record) -> Label:
     return (record.subject.family,)
 
 
+def mode_of(record: Record) -> Label:
+    """Key of `tally`: the mode."""
+    return (record.subject.mode,)
+
+
 def mode_and_capture_of(record: Record) -> Label:
     """Key of `tally`: mode and capture."""
     return (record.subject.mode, record.subject.capture)
@@ -140,6 +145,25 @@ def total(records: Sequence[Record], label: Label = ("total",)) -> Tally:
     """Count the verdicts of all records as one group."""
     counts = Counter(record.verdict for record in records)
     return Tally(label, dict(counts), sum(is_known_failure(record) for record in records))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Counts by mode and capture: a row for each mode, a tally for each of `captures` (None: no case) and for all."""
+
+    captures: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[Tally | None, ...]], ...]
+
+
+def by_mode_and_capture(records: Sequence[Record]) -> Grid:
+    """Count the records of each mode, by capture and together."""
+    cells = {group.label: group for group in tally(records, mode_and_capture_of)}
+    captures = tuple(sorted({capture for _, capture in cells}))
+    rows = tuple(
+        (mode.label[0], (*(cells.get((*mode.label, capture)) for capture in captures), mode))
+        for mode in tally(records, mode_of)
+    )
+    return Grid(captures, rows)
 
 
 def verdicts_seen(tallies: Sequence[Tally]) -> list[Verdict]:

@@ -54,7 +54,7 @@ def print_to(console: Console, run: Run, records: Sequence[Record]) -> None:
     for backend in run.backends:
         own = [record for record in records if record.backend == backend]
         title = f"{summary.one_line(backend, 40)}: {summary.total(own).score} native"
-        console.print(Text(title, style="bold"), _families(own), "", sep="\n")
+        console.print(Text(title, style="bold"), _families(own), "", _modes(own), "", sep="\n")
     _print_failures(console, summary.failures(records))
     _print_known(console, summary.known_failures(records))
     for line in summary.debts(run, records):
@@ -86,6 +86,20 @@ def _families(records: Sequence[Record]) -> Table:
         counts = [str(group.counts.get(verdict) or "·") for verdict in seen]
         known = [str(group.known or "·")] if whole.known else []
         table.add_row(Text(summary.one_line(group.label[0], WIDTH)), _count(group), *counts, *known)
+    return table
+
+
+def _modes(records: Sequence[Record]) -> Table:
+    """How many cases of one backend are native, by mode and capture."""
+    grid = summary.by_mode_and_capture(records)
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("mode", overflow="fold")
+    for capture in (*grid.captures, "all captures"):
+        table.add_column(Text(summary.one_line(capture, WIDTH)), justify="right", overflow="fold")
+    for mode, groups in grid.rows:
+        table.add_row(
+            Text(summary.one_line(mode, WIDTH)), *("·" if group is None else _count(group) for group in groups)
+        )
     return table
 
 

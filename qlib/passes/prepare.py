@@ -71,7 +71,8 @@ def place_observers(model: fx.GraphModule, annotation: Annotation, watch: Watch 
 
     The rest of a group follows it. An observer stands in the graph that has the value.
     The nodes of each operator found carry its name in ``meta["operator"]``: what lowering goes by, so that an
-    operator between two quantized ones that a QConfig leaves in float stays there.
+    operator between two quantized ones that a QConfig leaves in float stays there. An observer's node carries the name
+    of the tensor that leads its group in ``meta["group"]``.
     """
     sites = _sites(model)
     leaders: dict[Hashable, nn.Module] = {}
@@ -83,9 +84,11 @@ def place_observers(model: fx.GraphModule, annotation: Annotation, watch: Watch 
         if placement.group is None:
             observer = watch(placement.spec)
         else:
-            leader = leaders[placement.group]
-            observer = leader if placement.watches else Follower(leader)
+            watching = leaders[placement.group]
+            observer = watching if placement.watches else Follower(watching)
         node = _insert(sites, placement, observed.get(placement.value, placement.value), observer)
+        leader = placement.group if isinstance(placement.group, fx.Node) else placement.value
+        node.meta["group"] = leader.name
         if placement.users is None:
             observed[placement.value] = node
     for placement in annotation.weights:

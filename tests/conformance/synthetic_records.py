@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import import_module
 
-from conformance.record import Environment, Finding, Measures, Outcome, Record, Run, Subject, Verdict
+from conformance.record import Environment, Finding, Layer, Measures, Outcome, Record, Run, Subject, Verdict
 from conformance.report import FORMATS
 
 BACKENDS = ("qlib", "torchao", "onnxruntime", "openvino")
@@ -101,6 +101,7 @@ def make_record(subject: Subject, backend: str = "qlib", verdict: Verdict = Verd
         executed_ops=fused.get(verdict, {**expected, "aten::dequantize": 1}) if ran else {},
         native_ops={f"{backend}.{subject.family}_int8": 1} if ran else {},
         measures=_measures(verdict, draw) if ran else Measures(),
+        layers=_layers(draw) if ran and draw.random() < 1 / 8 else (),
         seconds={stage: draw.uniform(1e-5, 3e-2) for stage in (STAGES if ran else STAGES[:3])},
     )
 
@@ -144,6 +145,39 @@ def _measures(verdict: Verdict, draw: random.Random) -> Measures:
         tie=2,
         wrong=wrong,
     )
+
+
+def _layers(draw: random.Random) -> tuple[Layer, ...]:
+    """A chain that loses SQNR on its way, and whose forms part in the middle; the second layer is exact."""
+    layers: list[Layer] = []
+    for place in range(draw.randrange(3, 24)):
+        sqnr = float("inf") if place == 1 else round(50.0 - place + draw.uniform(-3, 3), 3)
+        differing = draw.randrange(9) if place > 4 else 0
+        layers.append(
+            Layer(
+                name=f"quantize_{place}",
+                tensor=f"relu_{place}",
+                operator="quantized::conv2d_relu",
+                module=f"body.{place}",
+                source="model.py:12",
+                group=f"relu_{place}",
+                made_of=tuple(layer.name for layer in layers[-1:]),
+                low=-1.5,
+                high=round(draw.uniform(1, 3), 4),
+                scale=0.0125,
+                zero_point=120,
+                qmin=0,
+                qmax=255,
+                saturated=draw.choice((0, 0, 0, 7)),
+                sqnr_debug_db=sqnr,
+                sqnr_final_db=None if place == 2 else sqnr - differing / 8,
+                elements=512,
+                differing=None if place == 2 else differing,
+                tie=None if place == 2 else differing,
+                wrong=None if place == 2 else 0,
+            )
+        )
+    return tuple(layers)
 
 
 def _error(verdict: Verdict, draw: random.Random) -> str:

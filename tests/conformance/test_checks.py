@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,8 +10,8 @@ from conformance.backend import Explanation
 from conformance.checks import CHECKS, judge, verdict
 from conformance.compare import Rounding
 from conformance.observation import Evidence
-from conformance.record import Finding, Outcome, Verdict
-from conformance.spec import Accuracy, ModeExpect, Output
+from conformance.record import Finding, Layer, Outcome, Verdict
+from conformance.spec import Accuracy, LayerBounds, ModeExpect, Output
 
 STEP = 0.25
 FLOATS = torch.tensor([0.30, -0.55, 1.02])
@@ -20,6 +21,31 @@ REAL = (FLOATS / STEP).double()
 
 def explanation(stored: torch.Tensor) -> Explanation:
     return Explanation((Rounding("q", "linear", REAL, stored, REAL.abs(), 0, -128, 127),), ((stored * STEP).double(),))
+
+
+def layer(sqnr: float) -> Layer:
+    return Layer(
+        "q",
+        "relu",
+        "quantized::linear_relu",
+        "fc",
+        "",
+        "relu",
+        (),
+        -0.55,
+        1.02,
+        STEP,
+        0,
+        -128,
+        127,
+        0,
+        sqnr,
+        sqnr,
+        3,
+        0,
+        0,
+        0,
+    )
 
 
 def evidence() -> Evidence:
@@ -37,6 +63,7 @@ def evidence() -> Evidence:
         debug_explained=good,
         inputs_after_float=(FLOATS,),
         inputs_after=(FLOATS.clone(),),
+        layers=(layer(48.0), layer(20.0)),
     )
 
 
@@ -46,6 +73,7 @@ EXPECT = ModeExpect(
     order=("quantized::linear_relu",),
     accuracy=Accuracy(sqnr_db=10.0),
     output=(Output(dtype="float32", shape=(3,)),),
+    layers=LayerBounds(sqnr_db=20.0),
 )
 
 
@@ -76,6 +104,7 @@ LIES = {
         Verdict.WRONG,
     ),
     "output": (replace(evidence(), outputs=(RIGHT.double(),), repeated=(RIGHT.double(),)), Verdict.WRONG),
+    "layers": (replace(evidence(), layers=(layer(48.0), layer(19.9), layer(30.0))), Verdict.WRONG),
 }
 
 
@@ -139,3 +168,29 @@ def test_nan_fails_the_accuracy() -> None:
 def test_wrong_operators_without_a_value_check_are_wrong() -> None:
     bare = replace(evidence(), ops={"aten::linear": 1}, debug_outputs=None)
     assert verdict(judge(bare, ModeExpect(ops={"quantized::linear": 1}))) is Verdict.WRONG
+
+
+LAYERS = ModeExpect(debug_equal=None, layers=LayerBounds(sqnr_db=20.0))
+
+
+def test_a_layer_that_is_not_a_number_fails() -> None:
+    found = judge(replace(evidence(), layers=(layer(48.0), layer(math.nan))), LAYERS)
+    assert outcomes(found)["layers"] is Outcome.FAILED
+
+
+def test_without_a_final_form_of_a_layer_the_debug_form_is_judged() -> None:
+    only_debug = replace(layer(19.9), sqnr_final_db=None)
+    assert outcomes(judge(replace(evidence(), layers=(only_debug,)), LAYERS))["layers"] is Outcome.FAILED
+    good = replace(layer(19.9), sqnr_final_db=20.0)
+    assert outcomes(judge(replace(evidence(), layers=(good,)), LAYERS))["layers"] is Outcome.HELD
+
+
+@pytest.mark.parametrize("layers", [(), (replace(layer(math.inf), low=0.0, high=0.0),)])
+def test_layers_that_hold_nothing_are_vacuous(layers: tuple[Layer, ...]) -> None:
+    assert outcomes(judge(replace(evidence(), layers=layers), LAYERS))["layers"] is Outcome.VACUOUS
+
+
+def test_a_backend_that_cannot_tell_layers_is_not_judged_by_them() -> None:
+    found = judge(replace(evidence(), layers=None), LAYERS)
+    assert "layers" not in outcomes(found)
+    assert verdict(found) is Verdict.VACUOUS

@@ -23,6 +23,7 @@ from synthetic_records import BACKENDS, make_record, make_records, make_run, mak
 
 from conformance.record import Debt, Finding, Measures, Outcome, Record, Subject, Verdict
 from conformance.report import FORMATS, html, junit, markdown, summary, terminal
+from conformance.report.layers import story
 
 HOSTILE = "</script><img src=x onerror=alert(1)> \"'`|` @everyone \x1b[31m\x00 & ]]> <!-- ${{7*7}}"
 SHARE = re.compile(r"\d+ of \d+ \((?:< 1|\d+) %\)")
@@ -130,6 +131,36 @@ def test_every_record_is_counted_once_in_groups_and_total(verdicts: list[Verdict
     assert sum(group.scored + group.errors for group in groups) == whole.scored + whole.errors == len(records)
     assert sum(group.native for group in groups) == whole.native
     assert [group.label for group in groups] == sorted({(record.subject.family,) for record in records})
+
+
+def test_modes_and_captures_are_counted_each_for_itself_and_together() -> None:
+    subject = make_subject(0)
+    captured = [("static", "export"), ("static", "trace"), ("static", "trace"), ("dynamic", "export")]
+    subjects = [replace(subject, mode=mode, capture=capture) for mode, capture in captured]
+    records = [make_record(subjects[0], verdict=Verdict.WRONG), *map(make_record, subjects[1:])]
+    grid = summary.by_mode_and_capture(records)
+    assert grid.captures == ("export", "trace")
+    counts = {mode: [group and (group.native, group.scored) for group in groups] for mode, groups in grid.rows}
+    assert counts == {"dynamic": [(1, 1), None, (1, 1)], "static": [(0, 1), (2, 2), (2, 3)]}
+
+
+@pytest.mark.parametrize("name", ["terminal", "markdown", "html"])
+def test_counts_by_mode_and_capture_are_shown(name: str, many: list[Record]) -> None:
+    text = import_module(FORMATS[name][0]).render(make_run(60), many)
+    own = [record for record in many if record.backend == BACKENDS[0]]
+    for mode, groups in summary.by_mode_and_capture(own).rows:
+        assert mode in text
+        for group in filter(None, groups[:-1]):
+            assert f"{group.native} of {group.scored}" in text
+
+
+def test_markdown_names_the_layers_where_errors_come_from(many: list[Record]) -> None:
+    text = markdown.render(make_run(60), many)
+    section = text[text.index("### Layers") : text.index("### Failures")]
+    layered = [record for record in many if record.layers]
+    worst = min(layered, key=lambda record: min(layer.sqnr_db for layer in record.layers))
+    assert worst.subject.case.partition("[")[0] in section.splitlines()[4]
+    assert "### Layers" not in markdown.render(make_run(60), [replace(record, layers=()) for record in many])
 
 
 def test_the_tables_of_verdicts_name_every_verdict() -> None:
@@ -329,6 +360,10 @@ def rebuilt(page: str) -> list[dict[str, object]]:
             "findings": [dict(zip(("check", "outcome", "expected", "got"), row, strict=True)) for row in findings],
             "measures": dict(zip(raw["measures"], data["measures"], strict=True)),  # type: ignore[call-overload]
             "seconds": dict(zip(values[steps], seconds, strict=True)),
+            "layers": [
+                dict(zip(raw["layers"], layer, strict=True))  # type: ignore[call-overload]
+                for layer in (values[data["layers"]] or {"rows": []})["rows"]
+            ],
         }
         plain = {name: values[place] for name, place in data.items() if name not in special}
         found.append(plain | special)
@@ -343,6 +378,25 @@ def test_html_holds_every_record_whole(many: list[Record]) -> None:
             expected = getattr(record.measures, name)
             assert getattr(back.measures, name) == (expected and pytest.approx(expected, rel=1e-4))
         assert replace(back, seconds={}, measures=Measures()) == replace(record, seconds={}, measures=Measures())
+
+
+def test_html_tells_the_layers_of_a_case_and_draws_them(dom: Dom, many: list[Record]) -> None:
+    record = next(record for record in many if len(record.layers) > 6 and any(x.differing for x in record.layers))
+    place = urlencode({"case": record.subject.case, "backend": record.backend})
+    page = dom(html.render(make_run(60), many), place, "")
+    panel = page[page.index("<dialog") :]
+    for sentence in story(record.layers).words:
+        assert entities.escape(sentence, quote=False) in panel
+    chart = re.search(r"<svg.*?</svg>", panel, re.S)
+    assert chart is not None
+    drawn = chart[0]
+    held = [layer for layer in record.layers if layer.sqnr_final_db is not None]
+    assert drawn.count("dot debug") == len(record.layers) and drawn.count("dot final") == len(held)
+    assert drawn.count('class="saturated"') == sum(bool(layer.saturated) for layer in record.layers)
+    assert "largest drop" in drawn and "debug and final part" in drawn
+    assert "NaN" not in drawn and "undefined" not in drawn
+    assert panel.count('class="marked"') in (1, 2)
+    assert "exact" in panel  # the layer without any noise
 
 
 def test_html_shows_an_infinite_sqnr_and_cuts_an_endless_error() -> None:

@@ -1,15 +1,16 @@
 from __future__ import annotations
 
 import io
+import json
 
 from rich.console import Console
-from small_specs import LINEAR, VERDICTS, cases_of
+from small_specs import LINEAR, VERDICTS, case_of, cases_of
 
 from conformance.backends import open_backend
 from conformance.case import Case
 from conformance.engine import Trial, run_case
-from conformance.record import Verdict
-from conformance.show import forms, graph_table, graphs_of, show
+from conformance.record import Outcome, Record, Verdict
+from conformance.show import forms, graph_table, graphs_of, show, show_layers
 
 
 def shown(case: Case, name: str = "qlib", width: int = 160) -> tuple[Trial, str]:
@@ -86,3 +87,60 @@ def test_notes_are_shown() -> None:
         )
     )[-1]
     assert "unused QConfig rule: modules: gone" in shown(case)[1]
+
+
+DEEP = """
+    module: ["nn.Linear(16, 16)", nn.ReLU(), "nn.Linear(16, 16)", nn.ReLU(), "nn.Linear(16, 4)"]
+    inputs: {x: {shape: [4, 16]}}
+    capture: [export]
+"""
+# The step of the middle layer is as large as its values.
+COARSE = """
+    qconfig:
+      default: default
+      modules:
+        "2":
+          activation: {dtype: uint8}
+          weight: {dtype: int8, symmetric: true}
+          output: {dtype: uint8, observer: fixed, scale: 0.5, zero_point: 0}
+"""
+
+
+def layers_shown(body: str, name: str = "qlib", width: int = 160) -> str:
+    out = io.StringIO()
+    case, console = case_of(body), Console(file=out, width=width)
+    show_layers(case, run_case(case, open_backend(name), name), console)
+    return out.getvalue()
+
+
+def test_layers_in_order_of_execution_and_where_the_error_came_from() -> None:
+    text = layers_shown(DEEP + COARSE + "    expect: {ops: {quantized::linear: 2}}")
+    rows = [line.split() for line in text.splitlines()]
+    made_by = [row for row in rows if {"quantize_per_tensor", "linear_relu", "linear"} & set(row)]
+    assert ["linear_relu" in row for row in made_by[:2]] == [False, True]
+    marked = [row for row in rows if row[:1] == ["▼"]]
+    assert len(marked) == 1 and marked[0][2] == "linear" and "0.5," in marked[0]
+    assert "The largest drop of SQNR is" in text and "quantized::linear, 2)" in text
+    assert "Debug and final form agree at all" in text
+
+
+def test_layers_of_a_backend_that_has_none_and_of_a_case_that_stopped() -> None:
+    body = DEEP + "    expect: {ops: {quantized::linear: 1}}"
+    assert "this backend can't tell its layers" in layers_shown(body, "float-only")
+    assert "did not get as far" in layers_shown(body, "undeclared-refusal")
+    assert "nothing was quantized" in layers_shown(body + "\n    qconfig: {default: null}")
+
+
+def test_layers_fit_a_narrow_terminal() -> None:
+    text = layers_shown(DEEP + "    expect: {ops: {quantized::linear: 1}}", width=72)
+    assert max(map(len, text.splitlines())) <= 72
+
+
+def test_a_layer_far_from_float_makes_a_case_wrong() -> None:
+    case = case_of(DEEP + COARSE + "    expect: {layers: {sqnr_db: 25}}")
+    record = run_case(case, open_backend("qlib"), "qlib").record
+    assert record.verdict is Verdict.WRONG
+    assert {finding.check: finding.outcome for finding in record.findings}["layers"] is Outcome.FAILED
+    good = run_case(case_of(DEEP + "    expect: {layers: {sqnr_db: 25}}"), open_backend("qlib"), "qlib").record
+    assert good.verdict is Verdict.NATIVE
+    assert len(good.layers) == 4 and Record.from_json(json.loads(json.dumps(good.to_json()))) == good
