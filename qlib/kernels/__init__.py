@@ -12,6 +12,7 @@ import torch
 
 from qlib.kernels import (
     boundary,
+    choice,
     computed,
     elementwise,
     embedding,
@@ -35,6 +36,7 @@ KERNELS: Mapping[str, Kernel] = MappingProxyType(
         "conv": weighted.CONV,
         "conv_dynamic": weighted.CONV_DYNAMIC,
         "conv_transpose": transposed.CONV_TRANSPOSE,
+        "conv_transpose_dynamic": transposed.CONV_TRANSPOSE_DYNAMIC,
         "embedding": embedding.EMBEDDING,
         "embedding_bag": embedding.EMBEDDING_BAG,
         "matmul": matmul.MATMUL,
@@ -43,8 +45,12 @@ KERNELS: Mapping[str, Kernel] = MappingProxyType(
         "parametric_table": elementwise.PARAMETRIC_TABLE,
         "computed": computed.COMPUTED,
         "homogeneous": computed.HOMOGENEOUS,
+        "masked": computed.MASKED,
         "combine": elementwise.COMBINE,
         "mul": elementwise.MUL,
+        "div": elementwise.DIV,
+        "choose": choice.CHOOSE,
+        "fill": choice.FILL,
         "join": elementwise.JOIN,
         "monotone": windows.MONOTONE,
         "averaging": windows.AVERAGING,
