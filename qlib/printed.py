@@ -11,8 +11,16 @@ from qlib.graph import attribute
 
 
 def graph_text(model: fx.GraphModule) -> str:
-    """One line for each node, ``name = operator(arguments)``; constants with their type and shape."""
-    return "\n".join(_line(model, node) for node in model.graph.nodes)
+    """One line for each node, ``name = operator(arguments)``; constants with their type and shape.
+
+    The lines of a graph that stands for one operator follow, under its name.
+    """
+    lines = [_line(model, node) for node in model.graph.nodes]
+    for node in model.graph.find_nodes(op="call_module"):
+        inner = model.get_submodule(str(node.target))
+        if isinstance(inner, fx.GraphModule):
+            lines += [f"{node.target}:", *(f"  {line}" for line in graph_text(inner).splitlines())]
+    return "\n".join(lines)
 
 
 def _line(model: fx.GraphModule, node: fx.Node) -> str:

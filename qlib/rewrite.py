@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import fx
 
-from qlib.graph import nodes_in, op_name
+from qlib.graph import nodes_in, op_name, overload_name
 from qlib.ops import BY_HEAD, Op
 
 DEQUANTIZE = frozenset({f"qlib::dequantize_per_{part}" for part in ("tensor", "channel", "token", "group")})
@@ -37,6 +37,13 @@ class Match:
         """The axis of the weight along which each index may have a scale, None where its channels are shared."""
         shared = self.op.groups is not None and self.head.args[self.op.groups] != 1
         return None if shared else self.op.weight_axis
+
+    @property
+    def weights(self) -> tuple[fx.Node, ...]:
+        """The weights, in order; of a list argument those with two dimensions and more, which are no biases."""
+        argument = self.head.args[self.op.weight] if self.op.weight is not None else ()
+        listed = isinstance(argument, list | tuple)
+        return tuple(node for node in nodes_in(argument) if not listed or len(node.meta["shape"]) > 1)
 
     @property
     def operands(self) -> tuple[fx.Node, ...]:
@@ -74,7 +81,7 @@ def misfit(op: Op, node: fx.Node) -> str:
 
     Operands are tensors, parameters constant tensors or None, others any tensor, everything else plain values.
     """
-    if op.overload and getattr(node.target, "_overloadname", "") != op.overload:
+    if op.overload and overload_name(node) != op.overload:
         return f"it is called by another overload than {op.overload!r}"
     if foreign := sorted(set(node.kwargs) - set(op.keywords)):
         return f"no kernel takes its argument {foreign[0]!r}"

@@ -37,7 +37,7 @@ class Row:
     meta: dict[str, Any]
 
 
-KEPT = ("module_path", "module_type", "shape", "dtype", "source", "operator", "replaces")
+KEPT = ("module_path", "module_type", "shape", "dtype", "source", "operator", "replaces", "stands_for")
 
 
 def rows_of(graph: fx.Graph) -> tuple[Row, ...]:

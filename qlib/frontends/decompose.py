@@ -1,8 +1,9 @@
-"""Operators that are written as several others: attention, gates, and matrix products with a sum."""
+"""Operators that are written as several others: attention, gates, recurrent cells, and matrix products with a sum."""
 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -109,6 +110,64 @@ def _attention(node: fx.Node) -> None:
     become(node, _aten.matmul.default, _put(node, softmax, scores, -1), value)
 
 
+def _chunks(node: fx.Node, gates: fx.Node, count: int) -> list[fx.Node]:
+    """The gates of a cell, one node each."""
+    with node.graph.inserting_before(node):
+        pieces = node.graph.call_function(_aten.chunk.default, (gates, count, 1))
+        items = [node.graph.call_function(operator.getitem, (pieces, index)) for index in range(count)]
+    batch, size = gates.meta["shape"]
+    pieces.meta = {key: value for key, value in node.meta.items() if key not in ("shape", "dtype")}
+    for item in items:
+        item.meta = {**pieces.meta, "shape": (batch, size // count), "dtype": gates.meta["dtype"]}
+    return items
+
+
+def _linear(node: fx.Node, *args: Any) -> fx.Node:
+    return _put(node, _aten.linear.default, *args)
+
+
+def _lstm_cell(node: fx.Node) -> None:
+    """As `torch.nn.LSTMCell` defines it; the same operators, in the same order, as torch's own decomposition."""
+    x, state, w_ih, w_hh, b_ih, b_hh = node.args
+    assert isinstance(state, list | tuple)
+    h, c = state
+    gates = _put(node, _aten.add.Tensor, _linear(node, h, w_hh, b_hh), _linear(node, x, w_ih, b_ih))
+    i, f, g, o = _chunks(node, gates, 4)
+    i, f = (_put(node, _aten.sigmoid.default, gate) for gate in (i, f))
+    g, o = _put(node, _aten.tanh.default, g), _put(node, _aten.sigmoid.default, o)
+    kept, new = _put(node, _aten.mul.Tensor, f, c), _put(node, _aten.mul.Tensor, i, g)
+    last = _put(node, _aten.add.Tensor, kept, new)
+    hidden = _put(node, _aten.mul.Tensor, o, _put(node, _aten.tanh.default, last))
+    for item in list(node.users):
+        _stand_for(item, (hidden, last)[item.args[1]])  # type: ignore[index]
+    node.graph.erase_node(node)
+
+
+def _gru_cell(node: fx.Node) -> None:
+    """As `torch.nn.GRUCell` defines it; the same operators, in the same order, as torch's own decomposition."""
+    x, h, w_ih, w_hh, b_ih, b_hh = node.args
+    x_gates = _chunks(node, _linear(node, x, w_ih, b_ih), 3)
+    h_gates = _chunks(node, _linear(node, h, w_hh, b_hh), 3)
+    r, z = (
+        _put(node, _aten.sigmoid.default, _put(node, _aten.add.Tensor, *pair))
+        for pair in zip(h_gates[:2], x_gates[:2], strict=True)
+    )
+    inner = _put(node, _aten.add.Tensor, x_gates[2], _put(node, _aten.mul.Tensor, h_gates[2], r))
+    n = _put(node, _aten.tanh.default, inner)
+    moved = _put(node, _aten.mul.Tensor, _put(node, _aten.sub.Tensor, h, n), z)
+    become(node, _aten.add.Tensor, moved, n)
+
+
+def _plain_cell(curve: OpOverload) -> Rewrite:
+    """As `torch.nn.RNNCell` defines it."""
+
+    def rewrite(node: fx.Node) -> None:
+        x, h, w_ih, w_hh, b_ih, b_hh = node.args
+        become(node, curve, _put(node, _aten.add.Tensor, _linear(node, h, w_hh, b_hh), _linear(node, x, w_ih, b_ih)))
+
+    return rewrite
+
+
 def _chosen(node: fx.Node) -> None:
     """A choice between a tensor and a number fills the tensor with the number."""
     condition, a, b = node.args
@@ -127,5 +186,9 @@ DECOMPOSED: tuple[tuple[Rewrite, tuple[OpOverload, ...]], ...] = (
     (_product_and_sum(_aten.bmm.default), (_aten.baddbmm.default,)),
     (_gated, (_aten.glu.default,)),
     (_attention, (_aten.scaled_dot_product_attention.default,)),
+    (_lstm_cell, (_aten.lstm_cell.default,)),
+    (_gru_cell, (_aten.gru_cell.default,)),
+    (_plain_cell(_aten.tanh.default), (_aten.rnn_tanh_cell.default,)),
+    (_plain_cell(_aten.relu.default), (_aten.rnn_relu_cell.default,)),
     (_chosen, (_aten.where.ScalarOther, _aten.where.ScalarSelf)),
 )

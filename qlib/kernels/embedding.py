@@ -80,7 +80,8 @@ def _kernel(
     schema: str,
     builders: tuple[Callable[[Op], Implementation], ...],
 ) -> Kernel:
-    return Kernel(doc, arguments, lambda op: f"({STORED}, {schema}) -> Tensor", *builders)
+    plain, quick, fake = builders
+    return Kernel(doc, arguments, lambda op: f"({STORED}, {schema}) -> Tensor", plain, quick, fake)
 
 
 EMBEDDING = _kernel(

@@ -56,7 +56,7 @@ class Op:
     operands    positions, in the first operator of the chain, of the float tensors (or lists of them) to quantize
     parameters  positions that may hold constant tensors (weights, statistics); all others hold plain numbers
     required    parameters that may not be None
-    weight      position of the weight, None where there is none
+    weight      position of the weight, or of the list of weights and biases, None where there is none
     bias        position of the bias, None where there is none
     weight_axis axis of the weight that counts the output channels
     groups      position of the number of groups, where `weight_axis` counts the channels of one group only: with more

@@ -79,16 +79,17 @@ def annotate(model: fx.GraphModule, mapping: QConfigMapping) -> Annotation:
             if spec is not None and not _agree(produced.get(value), spec):
                 wanted.setdefault((value, spec), []).append(match.head)
     placements += [Placement(value, spec, tuple(users), None) for (value, spec), users in wanted.items()]
-    weights = [_weight(match, qconfigs[match.head]) for match in matches if match.op.weight is not None]
+    weights = [place for match in matches for place in _weights(match, qconfigs[match.head])]
     modules = {(str(n.meta.get("module_path", "")), str(n.meta.get("module_type", ""))) for n in model.graph.nodes}
     return Annotation(tuple(matches), tuple(placements), tuple(weights), mapping.unused(modules))
 
 
-def _weight(match: Match, qconfig: QConfig | None) -> Placement:
-    assert match.op.weight is not None and qconfig is not None and qconfig.weight is not None
-    value, spec = match.head.args[match.op.weight], qconfig.weight
-    assert isinstance(value, fx.Node)
-    return Placement(value, spec if spec.axis is None else replace(spec, axis=match.weight_axis), (match.head,), None)
+def _weights(match: Match, qconfig: QConfig | None) -> list[Placement]:
+    if qconfig is None or qconfig.weight is None:
+        return []
+    spec = qconfig.weight
+    spec = spec if spec.axis is None else replace(spec, axis=match.weight_axis)
+    return [Placement(value, spec, (match.head,), None) for value in match.weights]
 
 
 def _qconfig(node: fx.Node, mapping: QConfigMapping) -> QConfig | None:

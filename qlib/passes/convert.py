@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import operator
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._ops import OpOverload
 
-import qlib.kernels  # noqa: F401  (registers the operators that are placed here)
 from qlib.arith import STORAGE, quantize, quantize_bias, widen_weight_scale
 from qlib.errors import CalibrationError
-from qlib.graph import add_buffer, attribute, copy_of, finish, get_attr, op_name
+from qlib.graph import add_buffer, attribute, copy_of, finish, get_attr, nodes_in, op_name
+from qlib.kernels import KERNELS
 from qlib.observers import OBSERVERS, Follower, RuntimeObserver
-from qlib.ops import BY_HEAD, Op
+from qlib.ops import BY_HEAD, OPS, Op
 from qlib.qparams import ROW, QParams
 
 _OBSERVERS = (*OBSERVERS.values(), Follower)
@@ -40,6 +42,8 @@ def convert(prepared: fx.GraphModule) -> fx.GraphModule:
             _quantize_activation(model, node)
     for node in weights:
         _quantize_weight(model, node)
+    for node in list(model.graph.nodes):
+        _spell_inside(model, node)
     finish(model)
     return model
 
@@ -52,7 +56,7 @@ def _is_weight(node: fx.Node) -> bool:
     """Whether an operator of the table takes the value as its weight, rather than as data."""
     user = next(iter(node.users), None)
     rows = BY_HEAD.get(op_name(user), ()) if user is not None else ()
-    return any(op.weight is not None and user is not None and user.args[op.weight] is node for op in rows)
+    return any(op.weight is not None and node in nodes_in(user.args[op.weight]) for op in rows)  # type: ignore[union-attr]
 
 
 def _qparams(model: nn.Module, node: fx.Node) -> QParams:
@@ -87,6 +91,23 @@ def _quantize_activation(model: fx.GraphModule, node: fx.Node) -> None:
     q.meta = {**node.meta, "dtype": dtype}
     dequantized.meta = dict(node.meta)
     node.replace_all_uses_with(dequantized)
+    model.graph.erase_node(node)
+
+
+def _spell_inside(model: fx.GraphModule, node: fx.Node) -> None:
+    """Call a graph in the place of an operator that quantizes on the way, so that the debug form does so too."""
+    op = OPS.get(str(node.meta.get("operator")))
+    inside = KERNELS[op.kernel].inside if op is not None else None
+    if inside is None:
+        return
+    assert isinstance(node.target, OpOverload)
+    entered: Any = node.args[0]
+    name = next(free for free in (f"{node.name}_{n}" for n in count()) if not hasattr(model, free))
+    model.add_submodule(name, inside(node, tuple(entered.args[1].args[0].args[1:])))
+    with model.graph.inserting_before(node):
+        call = model.graph.call_module(name, node.args)
+    call.meta = {**node.meta, "stands_for": f"{op_name(node)}.{node.target._overloadname}"}
+    node.replace_all_uses_with(call)
     model.graph.erase_node(node)
 
 

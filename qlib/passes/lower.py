@@ -108,3 +108,6 @@ def _replace(site: Site, integers: _Integers) -> None:
         return
     place.replace_all_uses_with(node)
     graph.erase_node(place)
+    if "dtype" not in node.meta:  # several results, each of which takes the place of its own
+        for item in node.users:
+            item.meta["replaces"] = item.name
