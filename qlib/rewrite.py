@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import fx
+from torch._ops import OpOverload
 
 from qlib.graph import nodes_in, op_name, overload_name
 from qlib.ops import BY_HEAD, Op
@@ -87,32 +88,41 @@ def misfit(op: Op, node: fx.Node) -> str:
         return f"no kernel takes its argument {foreign[0]!r}"
     if len(node.args) <= max(op.operands, default=-1):
         return "an operand is missing"
-    reasons = (_argument_misfit(op, position, value) for position, value in enumerate(node.args))
-    return next(filter(None, reasons), "") or _value_misfit(op, node.args)
+    reasons = (_argument_misfit(op, node, position) for position in range(len(node.args)))
+    return next(filter(None, reasons), "") or _value_misfit(op, node)
 
 
-def _argument_misfit(op: Op, position: int, argument: Any) -> str:
+def _argument(node: fx.Node, position: int) -> str:
+    """An argument as the operator's schema calls it."""
+    if isinstance(node.target, OpOverload):
+        return f"its {node.target._schema.arguments[position].name}"
+    return f"its argument {position}"
+
+
+def _argument_misfit(op: Op, node: fx.Node, position: int) -> str:
+    argument, name = node.args[position], _argument(node, position)
     nodes = list(nodes_in(argument))
     if position in op.operands:
         items = len(argument) if isinstance(argument, list | tuple) else 1
-        return "" if nodes and len(nodes) == items else f"argument {position} is a number, not a tensor"
+        return "" if nodes and len(nodes) == items else f"{name} is a number, not a tensor"
     if position in op.parameters:
-        return "" if all(map(is_constant, nodes)) else f"argument {position} (a weight) is computed"
+        return "" if all(map(is_constant, nodes)) else f"{name} is computed, not constant"
     if position in op.others:
-        return f"argument {position} is a number, not a tensor" if isinstance(argument, int | float) else ""
-    return f"argument {position} is a tensor, where the kernel takes a number" if nodes else ""
+        return f"{name} is a number, not a tensor" if isinstance(argument, int | float) else ""
+    return f"{name} is a tensor, and the kernel takes a number" if nodes else ""
 
 
-def _value_misfit(op: Op, arguments: Sequence[Any]) -> str:
+def _value_misfit(op: Op, node: fx.Node) -> str:
     """Why the values of plain arguments don't suit the row."""
+    arguments: tuple[Any, ...] = node.args
     if missing := [position for position in op.required if arguments[position] is None]:
-        return f"argument {missing[0]} is missing"
+        return f"{_argument(node, missing[0])} is missing"
     if op.none_at is not None and arguments[op.none_at] is not None:
-        return f"no kernel takes argument {op.none_at}, which is {arguments[op.none_at]!r}"
+        return f"no kernel takes {_argument(node, op.none_at)}, {arguments[op.none_at]!r}"
     if op.finite_at is not None and not math.isfinite(arguments[op.finite_at]):
-        return f"argument {op.finite_at} is infinite"
+        return f"{_argument(node, op.finite_at)} is infinite"
     if op.zero_at is not None and len(arguments) > op.zero_at and arguments[op.zero_at] not in (0, None):
-        return f"no kernel takes argument {op.zero_at} other than zero, found {arguments[op.zero_at]!r}"
+        return f"no kernel takes {_argument(node, op.zero_at)} other than zero, here {arguments[op.zero_at]!r}"
     return ""
 
 

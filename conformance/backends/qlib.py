@@ -138,7 +138,10 @@ def quantize_as(
         debug=_program(debug, kernels, lambda *inputs: interpret.run(debug, inputs)),
         explain=functools.partial(_explain, {"debug": debug, "final": final}, kernels),
         float_graph=graph_text(captured),
-        notes=tuple(f"unused QConfig rule: {rule}" for rule in prepared.meta["unused_rules"]),
+        notes=(
+            *(f"unused QConfig rule: {rule}" for rule in prepared.meta["unused_rules"]),
+            *map(str, prepared.meta["left_in_float"]),
+        ),
     )
     return quantized, final
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from torch import fx
 
@@ -31,6 +32,8 @@ class Placement:
 class Annotation:
     """What will be quantized: the operators found, where activations and weights are, the rules that matched no module.
 
+    `refused` says, for the first node of an operator, why a row that fits it was not taken.
+
     A weight is placed once for each operator that takes it, since each has its own input's scale beside it.
     """
 
@@ -38,6 +41,7 @@ class Annotation:
     placements: tuple[Placement, ...] = ()
     weights: tuple[Placement, ...] = ()
     unused_rules: tuple[str, ...] = ()
+    refused: Mapping[fx.Node, str] = field(default_factory=dict)
 
 
 class _Groups:
@@ -66,7 +70,8 @@ def annotate(model: fx.GraphModule, mapping: QConfigMapping) -> Annotation:
     description asked for.
     """
     qconfigs = {node: _qconfig(node, mapping) for node in model.graph.nodes}
-    matches, produced, groups = _find_operators(model.graph, qconfigs)
+    refused: dict[fx.Node, str] = {}
+    matches, produced, groups = _find_operators(model.graph, qconfigs, refused)
     placements = [
         Placement(match.tail, produced[match.tail], None, groups.find(match.tail))
         for match in matches
@@ -81,7 +86,7 @@ def annotate(model: fx.GraphModule, mapping: QConfigMapping) -> Annotation:
     placements += [Placement(value, spec, tuple(users), None) for (value, spec), users in wanted.items()]
     weights = [place for match in matches for place in _weights(match, qconfigs[match.head])]
     modules = {(str(n.meta.get("module_path", "")), str(n.meta.get("module_type", ""))) for n in model.graph.nodes}
-    return Annotation(tuple(matches), tuple(placements), tuple(weights), mapping.unused(modules))
+    return Annotation(tuple(matches), tuple(placements), tuple(weights), mapping.unused(modules), refused)
 
 
 def _weights(match: Match, qconfig: QConfig | None) -> list[Placement]:
@@ -97,7 +102,7 @@ def _qconfig(node: fx.Node, mapping: QConfigMapping) -> QConfig | None:
 
 
 def _find_operators(
-    graph: fx.Graph, qconfigs: Mapping[fx.Node, QConfig | None]
+    graph: fx.Graph, qconfigs: Mapping[fx.Node, QConfig | None], refused: dict[fx.Node, str]
 ) -> tuple[list[Match], dict[fx.Node, QSpec], _Groups]:
     matches: list[Match] = []
     produced: dict[fx.Node, QSpec] = {}
@@ -105,7 +110,10 @@ def _find_operators(
     taken: set[fx.Node] = set()
 
     def accept(match: Match) -> bool:
-        return _can_quantize(match, qconfigs, produced)
+        reason = _refusal(match, qconfigs, produced)
+        if reason and (match.head not in refused or refused[match.head] in _MISSING.values()):
+            refused[match.head] = reason  # that another row is for another time says least
+        return not reason
 
     for node in graph.nodes:
         if node in taken or (match := find(node, accept)) is None:
@@ -120,19 +128,54 @@ def _find_operators(
     return matches, produced, groups
 
 
-def _can_quantize(match: Match, qconfigs: Mapping[fx.Node, QConfig | None], produced: Mapping[fx.Node, QSpec]) -> bool:
-    """Whether the QConfigs ask for this operator and its inputs allow it."""
+# What there is no kernel for, by the time at which the QConfig wants ranges to be known.
+_MISSING: Mapping[When, str] = MappingProxyType(
+    {
+        When.STATIC: "no kernel takes ranges that are known beforehand",
+        When.DYNAMIC: "no kernel takes ranges at run time",
+        When.PER_TOKEN: "no kernel takes a range for each row",
+        When.WEIGHT_ONLY: "no kernel takes floats with a weight in few bits",
+    }
+)
+
+
+def _refusal(match: Match, qconfigs: Mapping[fx.Node, QConfig | None], produced: Mapping[fx.Node, QSpec]) -> str:
+    """Why the QConfigs or its inputs don't allow this operator, empty where they do."""
     op, qconfig = match.op, qconfigs[match.head]
-    if qconfig is None or any(qconfigs[node] != qconfig for node in match.nodes):
-        return False
+    if qconfig is None or any(qconfigs[node] is None for node in match.nodes):
+        return "its QConfig is None"
+    if any(qconfigs[node] != qconfig for node in match.nodes):
+        return "the modules that it is made of have different QConfigs"
     if op.family not in (Family.WEIGHTED, Family.OBSERVED):
-        keeps = op.family in (Family.SHARED, Family.FIXED)
-        return all(value in produced for value in match.operands) and (keeps or qconfig.result is not None)
-    if not all(value.meta["dtype"].is_floating_point for value in match.operands):
-        return False
+        return _following_refusal(match, qconfig, produced)
+    return _starting_refusal(match, qconfig)
+
+
+def _starting_refusal(match: Match, qconfig: QConfig) -> str:
+    """As `_refusal`, for an operator that starts a quantized region."""
+    op = match.op
+    others = {value.meta["dtype"] for value in match.operands if not value.meta["dtype"].is_floating_point}
+    if others:
+        return f"its input is {others.pop()}, not float"
+    if op.when is not _when(qconfig):
+        return _MISSING[_when(qconfig)]
     if op.weight is not None and not _takes_weight(op, qconfig.weight):
-        return False
-    return op.when is _when(qconfig) and (op.when is not When.STATIC or qconfig.result is not None)
+        return _weight_refusal(qconfig.weight)
+    return "its QConfig leaves results in float" if op.when is When.STATIC and qconfig.result is None else ""
+
+
+def _following_refusal(match: Match, qconfig: QConfig, produced: Mapping[fx.Node, QSpec]) -> str:
+    """As `_refusal`, for an operator that is quantized only where its inputs are."""
+    if not all(value in produced for value in match.operands):
+        return "its inputs are not quantized" if len(match.operands) > 1 else "its input is not quantized"
+    keeps = match.op.family in (Family.SHARED, Family.FIXED)
+    return "" if keeps or qconfig.result is not None else "its QConfig leaves results in float"
+
+
+def _weight_refusal(weight: QSpec | None) -> str:
+    if weight is None:
+        return "its QConfig has no weight"
+    return f"no kernel takes weights of {weight.dtype}{' in groups' if weight.group_size is not None else ''} here"
 
 
 def _takes_weight(op: Op, weight: QSpec | None) -> bool:

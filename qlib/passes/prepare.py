@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from qlib.errors import QConfigError
 from qlib.graph import copy_of
+from qlib.leftovers import leftovers
 from qlib.observers import Follower, observer_for
 from qlib.passes.annotate import Annotation, Placement, annotate
 from qlib.passes.fuse import fold_batch_norm
@@ -23,12 +24,15 @@ def prepare(model: fx.GraphModule, qconfig: QConfigMapping | QConfig | str | Non
     """Return a copy of a captured graph with batch norms folded and one observer at each tensor that will be quantized.
 
     `qconfig` is a preset's name, a QConfig for the whole model, or a QConfigMapping. Run the result on calibration
-    data and hand it to `convert`. ``result.meta["unused_rules"]`` lists the QConfig rules that no module falls under.
+    data and hand it to `convert`. ``result.meta["unused_rules"]`` lists the QConfig rules that no module falls under,
+    ``result.meta["left_in_float"]`` the operators that stay in float, each a `Leftover` with the reason.
     """
     mapping = as_mapping(qconfig)
     prepared = fold_batch_norm(copy_of(model))
     annotation = annotate(prepared, mapping)
     _check_types(annotation)
+    taken = {node for match in annotation.matches for node in match.nodes}
+    prepared.meta["left_in_float"] = leftovers(prepared.graph, taken, annotation.refused)
     place_observers(prepared, annotation)
     prepared.meta["unused_rules"] = annotation.unused_rules
     prepared.recompile()

@@ -91,8 +91,8 @@ def test_a_module_with_none_is_left_in_float() -> None:
 
 def test_without_a_rule_nothing_is_quantized() -> None:
     draft = Draft()
-    model = draft.done(draft.linear(draft.input(2, 3), 4))
-    assert annotate(model, QConfigMapping()) == Annotation()
+    layer = draft.linear(draft.input(2, 3), 4)
+    assert annotate(draft.done(layer), QConfigMapping()) == Annotation(refused={layer: "its QConfig is None"})
 
 
 def test_shared_operators_are_one_group_led_by_the_producer() -> None:
