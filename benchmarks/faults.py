@@ -148,7 +148,7 @@ FAULTS: Mapping[str, Fault] = {
     "recurrent layers: biases missing": Fault(
         recurrent, "_weights", lambda run: lambda ways, w, scale, zero_point, bias: run(ways, w, scale, zero_point, [])
     ),
-    "recurrent layers: hidden states by the range of another tensor": Fault(recurrent, "qparams_of_tensor", _first_range),
+    "recurrent layers: range of another tensor": Fault(recurrent, "qparams_of_tensor", _first_range),
     "where, masked_fill: round towards zero": Fault(choice, "requantize", _truncating),
     "where, masked_fill: no saturation": Fault(choice, "requantize", _wrapping),
     "norms, softmax, masks: round towards zero": Fault(computed, "requantize", _truncating),

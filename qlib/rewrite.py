@@ -117,7 +117,7 @@ def _value_misfit(op: Op, node: fx.Node) -> str:
     arguments: tuple[Any, ...] = node.args
     if missing := [position for position in op.required if arguments[position] is None]:
         return f"{_argument(node, missing[0])} is missing"
-    if op.none_at is not None and arguments[op.none_at] is not None:
+    if op.none_at is not None and arguments[op.none_at : op.none_at + 1] not in ((), (None,)):
         return f"no kernel takes {_argument(node, op.none_at)}, {arguments[op.none_at]!r}"
     if op.finite_at is not None and not math.isfinite(arguments[op.finite_at]):
         return f"{_argument(node, op.finite_at)} is infinite"
