@@ -26,7 +26,7 @@ from conformance.load import discover, load
 from conformance.places import bundled_specs
 from conformance.record import Verdict
 from qlib import arith
-from qlib.kernels import boundary, elementwise, onednn, weighted, windows
+from qlib.kernels import boundary, choice, computed, elementwise, onednn, recurrent, transposed, weighted, windows
 from qlib.kernels.kernel import Result
 from qlib.kernels.layer import Layer
 
@@ -93,6 +93,17 @@ def _zero_point_plus_one(layer: Layer) -> Layer:
     return replace(layer, zero_point=layer.zero_point + 1)
 
 
+def _first_range(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Parameters at run time from the first tensor that was ever seen."""
+    first: list[Any] = []
+
+    def faulty(x: Tensor, spec: Any) -> Any:
+        first.append(run(x, spec))
+        return first[0]
+
+    return faulty
+
+
 FAULTS: Mapping[str, Fault] = {
     "linear and conv: round towards zero": Fault(onednn, "run", _exact_run(_truncating(lambda: None))),
     "linear and conv: no saturation": Fault(onednn, "run", _exact_run(_wrapping(lambda: None))),
@@ -131,6 +142,21 @@ FAULTS: Mapping[str, Fault] = {
     ),
     "add, mul, cat, tables: round towards zero": Fault(elementwise, "requantize", _truncating),
     "add, mul, cat, tables: no saturation": Fault(elementwise, "requantize", _wrapping),
+    "recurrent layers: zero point off by one": Fault(
+        recurrent, "accumulate", lambda run: lambda layer, summed: run(_zero_point_plus_one(layer), summed)
+    ),
+    "recurrent layers: biases missing": Fault(
+        recurrent, "_weights", lambda run: lambda ways, w, scale, zero_point, bias: run(ways, w, scale, zero_point, [])
+    ),
+    "recurrent layers: range of another tensor": Fault(recurrent, "qparams_of_tensor", _first_range),
+    "where, masked_fill: round towards zero": Fault(choice, "requantize", _truncating),
+    "where, masked_fill: no saturation": Fault(choice, "requantize", _wrapping),
+    "norms, softmax, masks: round towards zero": Fault(computed, "requantize", _truncating),
+    "transposed convolution by run-time range: zero point off by one": Fault(
+        transposed,
+        "quantize",
+        lambda run: lambda x, q: run(x, replace(q, zero_point=(q.zero_point + 1).clamp(max=q.qmax))),
+    ),
     "average pooling: round towards zero": Fault(windows, "requantize", _truncating),
     "average pooling: zero point missing": Fault(
         windows, "requantize", lambda run: lambda real, m, zero_point, *rest: run(real, m, 0, *rest)

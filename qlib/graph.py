@@ -78,12 +78,24 @@ def copy_of(model: fx.GraphModule) -> Model:
 
 
 def op_name(node: fx.Node) -> str:
-    """`aten::linear` for a call of any overload of it, `getitem` for Python's, and an empty string for other nodes."""
+    """`aten::linear` for a call of any overload of it, `getitem` for Python's, and an empty string for other nodes.
+
+    A call of a graph that spells out an operator counts as a call of that.
+    """
+    if node.op == "call_module":
+        return str(node.meta.get("stands_for", "")).partition(".")[0]
     if node.op != "call_function":
         return ""
     if isinstance(node.target, OpOverload):
         return str(node.target._schema.name)
     return "getitem" if node.target is operator.getitem else ""
+
+
+def overload_name(node: fx.Node) -> str:
+    """The overload that a node calls, empty where it calls none."""
+    if node.op == "call_module":
+        return str(node.meta.get("stands_for", "")).partition(".")[2]
+    return node.target._overloadname if isinstance(node.target, OpOverload) else ""
 
 
 def nodes_in(argument: Argument) -> Iterator[fx.Node]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 import qlib.kernels  # noqa: F401  (registers the operators)
@@ -161,13 +162,26 @@ def _explain(
         return _ALONE[node.target](node, lambda n: look(n).value), None
     if node.target is torch.ops.qlib.quantize_per_tensor.default:
         return _rounding(node, look(node.args[0]), given)  # type: ignore[arg-type]
-    value = call(node, lambda n: look(n).value)
-    size = _bound(node, lambda n: look(n).size)
+    if node.op == "call_module":
+        value, size = _inside(debug, node, look)
+    else:
+        value, size = call(node, lambda n: look(n).value), _bound(node, lambda n: look(n).size)
     # A list of tensors that a kernel made holds integers; its items are judged where they are rounded.
     if node.name not in given or (by_kernel and not isinstance(value, Tensor)):
         return _Exact(value, _larger(value, size)), None
     step = Step(node.name, _name(node), value, given[node.name], _larger(value, size)) if by_kernel else None
     return _double(given[node.name]), step
+
+
+def _inside(debug: fx.GraphModule, node: fx.Node, look: Look) -> tuple[Value, Value]:
+    """The results of a graph that spells out one operator, and the bounds of their terms."""
+    inner = debug.get_submodule(str(node.target))
+    assert isinstance(inner, fx.GraphModule)
+    values = map_arg(node.args, lambda n: look(n).value)
+    sizes = map_arg(node.args, lambda n: look(n).size)
+    given = [_Exact(value, size) for value, size in zip(values, sizes, strict=True)]
+    found = walk(inner.graph, given, lambda n, within: _explain(inner, n, within, {}, False)[0])
+    return tuple(item.value for item in found), tuple(item.size for item in found)
 
 
 def _bound(node: fx.Node, look: Look) -> Value:

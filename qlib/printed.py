@@ -16,10 +16,15 @@ from qlib.graph import attribute
 def graph_text(model: fx.GraphModule, names: Mapping[fx.Node, str] = MappingProxyType({})) -> str:
     """One line for each node, ``name = operator(arguments)``; constants with their type and shape.
 
-    The graphs of branches and loops stand indented under their names. `names` says what operators are called, where
-    that is not what torch calls them.
+    The graphs of branches and loops stand indented under their names, that of an operator that stands for a graph of
+    its own after the others. `names` says what operators are called, where that is not what torch calls them.
     """
-    return "\n".join(_line(model, node, names) for node in model.graph.nodes)
+    lines = [_line(model, node, names) for node in model.graph.nodes]
+    for node in model.graph.find_nodes(op="call_module"):
+        inner = model.get_submodule(str(node.target))
+        if isinstance(inner, fx.GraphModule):
+            lines += [f"{node.target}:", indent(graph_text(inner, names), "  ")]
+    return "\n".join(lines)
 
 
 def _line(model: fx.GraphModule, node: fx.Node, names: Mapping[fx.Node, str]) -> str:

@@ -42,7 +42,7 @@ class Row:
 
 KEPT = (
     *("module_path", "module_type", "shape", "dtype", "source"),
-    *("operator", "group", "float_bias", "annotated", "replaces"),
+    *("operator", "group", "float_bias", "annotated", "replaces", "stands_for"),
 )
 
 

@@ -98,3 +98,6 @@ def _replace(site: Site, write: Callable[[Site], fx.Node], lists: dict[fx.Node, 
         return
     place.replace_all_uses_with(node)
     graph.erase_node(place)
+    if "dtype" not in node.meta:  # several results, each of which takes the place of its own
+        for item in node.users:
+            item.meta["replaces"] = item.name

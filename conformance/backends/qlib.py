@@ -131,7 +131,8 @@ def quantize_as(
         debug = qlib.convert(prepared)
     with stage("lower"):
         final = qlib.lower(debug)
-    notes = tuple(f"unused QConfig rule: {rule}" for rule in prepared.meta["unused_rules"])
+    unused = (f"unused QConfig rule: {rule}" for rule in prepared.meta["unused_rules"])
+    notes = (*unused, *map(str, prepared.meta["left_in_float"]))
     return _forms(qlib.Quantized(captured, prepared, debug, final), kernels, notes), final
 
 

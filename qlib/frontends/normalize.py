@@ -16,6 +16,7 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 
+from qlib.frontends.decompose import DECOMPOSED
 from qlib.frontends.reductions import REDUCTIONS
 from qlib.frontends.views import permutation
 from qlib.graph import become
@@ -382,6 +383,7 @@ _ROWS: tuple[tuple[Rewrite, tuple[OpOverload, ...]], ...] = (
     (_pool_with_indices, tuple(_PLAIN_POOLS)),
     (_hardtanh, (_aten.hardtanh.default,)),
     *REDUCTIONS,
+    *DECOMPOSED,
     (_with_number, tuple(_OF_A_NUMBER)),
     *((_alias(target), (alias,)) for alias, target in _ALIASES.items()),
 )

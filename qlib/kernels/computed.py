@@ -30,7 +30,7 @@ def _schema(op: Op) -> str:
 
 
 def _double(value: Any) -> Any:
-    return value.to(torch.float64) if isinstance(value, Tensor) else value
+    return value.to(torch.float64) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _computed(op: Op) -> Implementation:
@@ -59,6 +59,36 @@ def _homogeneous(op: Op) -> Implementation:
     return run
 
 
+def _masked_arguments(site: Site) -> tuple[object, ...]:
+    source, (head, tail) = site.sources[0], site.match.nodes
+    operands = (source.node, source.scale, source.zero_point)
+    return (*operands, *head.args[1:], tail.args[1], *site.bounded_result.arguments)
+
+
+def _masked_schema(op: Op) -> str:
+    mask = without_defaults(rest_of_schema(op))
+    return f"(Tensor x, float x_scale, int x_zero_point{mask}, int dim, {RESULT}) -> Tensor"
+
+
+def _masked(op: Op) -> Implementation:
+    """``y = softmax(f((x - x_zero_point) * x_scale, mask))``, requantized."""
+    hide, softmax = overload_of(op), getattr(torch.ops.aten, op.chain[1].partition("::")[2])
+
+    def run(x: Tensor, x_scale: float, x_zero_point: int, *rest: Any) -> Tensor:
+        mask, dim, (y_scale, *result) = rest[: -_RESULTS - 1], rest[-_RESULTS - 1], rest[-_RESULTS:]
+        scores = hide((x.to(torch.float64) - x_zero_point) * x_scale, *map(_double, mask))
+        return requantize(softmax(scores, dim) / y_scale, 1.0, *result)
+
+    return run
+
+
+def _masked_fake(op: Op) -> Implementation:
+    def fake(x: Tensor, x_scale: float, x_zero_point: int, mask: Tensor, *rest: Any) -> Tensor:
+        return x.new_empty(torch.broadcast_shapes(x.shape, mask.shape), dtype=rest[-1])
+
+    return fake
+
+
 def _fake(op: Op) -> Implementation:
     aten = overload_of(op)
 
@@ -77,4 +107,12 @@ HOMOGENEOUS = Kernel(
     _homogeneous,
     _homogeneous,
     _fake,
+)
+MASKED = Kernel(
+    "softmax in float64 of scores that a mask goes before, rounded once",
+    _masked_arguments,
+    _masked_schema,
+    _masked,
+    _masked,
+    _masked_fake,
 )

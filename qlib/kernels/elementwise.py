@@ -104,6 +104,16 @@ def _mul(dtype: torch.dtype) -> Callable[[Op], Implementation]:
     return lambda op: mul
 
 
+def _div(dtype: torch.dtype) -> Callable[[Op], Implementation]:
+    """``y = (a - a_zero_point) / (b - b_zero_point) * (a_scale / b_scale)``, requantized."""
+
+    def div(a, a_scale, a_zero_point, b, b_scale, b_zero_point, y_scale, *rest):  # type: ignore[no-untyped-def]
+        quotient = (a.to(dtype) - a_zero_point) / (b.to(dtype) - b_zero_point)
+        return requantize(quotient, a_scale / b_scale / y_scale, *rest)
+
+    return lambda op: div
+
+
 def _binary_arguments(site: Site) -> tuple[object, ...]:
     a, b = site.sources
     return (a.node, a.scale, a.zero_point, b.node, b.scale, b.zero_point, *site.bounded_result.arguments)
@@ -200,6 +210,14 @@ MUL = Kernel(
     lambda op: f"({OPERANDS}, {RESULT}) -> Tensor",
     _mul(torch.float64),
     _mul(torch.float32),
+    _broadcast_shape,
+)
+DIV = Kernel(
+    "quotient of two quantized tensors",
+    _binary_arguments,
+    lambda op: f"({OPERANDS}, {RESULT}) -> Tensor",
+    _div(torch.float64),
+    _div(torch.float32),
     _broadcast_shape,
 )
 JOIN = Kernel(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from qlib.kernels.kernel import Implementation, Kernel, Site
 from qlib.kernels.weight_only import STORED, Stored, stored_weight
 from qlib.ops import Op
 
-BAG = "Tensor indices, Tensor offsets, int mode, bool include_last_offset"
+BAG = "Tensor indices, Tensor offsets, Tensor? factors, int mode, bool include_last_offset"
 
 
 def _plain_embedding(op: Op) -> Implementation:
@@ -29,8 +30,11 @@ def _quick_embedding(op: Op) -> Implementation:
     return embedding
 
 
-def _gathered(rows: Tensor, indices: Tensor, offsets: Tensor | None, mode: int, include_last: bool) -> Tensor:
-    y: Tensor = torch.ops.aten.embedding_bag.default(rows, indices, offsets, False, mode, False, None, include_last)[0]
+def _gathered(rows: Tensor, indices: Tensor, offsets: Tensor, factors: Tensor | None, *how: Any) -> Tensor:
+    mode, include_last = how
+    factors = None if factors is None else factors.to(rows.dtype)
+    bags = torch.ops.aten.embedding_bag.default
+    y: Tensor = bags(rows, indices, offsets, False, mode, False, factors, include_last)[0]
     return y
 
 
@@ -54,8 +58,8 @@ def _embedding_arguments(site: Site) -> tuple[object, ...]:
 
 
 def _bag_arguments(site: Site) -> tuple[object, ...]:
-    indices, offsets, _, mode, _, _, include_last = site.match.head.args[1:8]
-    return (*stored_weight(site), indices, offsets, mode, include_last)
+    indices, offsets, _, mode, _, factors, include_last = site.match.head.args[1:8]
+    return (*stored_weight(site), indices, offsets, factors, mode, include_last)
 
 
 def _embedding_fake(op: Op) -> Implementation:
@@ -63,7 +67,8 @@ def _embedding_fake(op: Op) -> Implementation:
 
 
 def _bag_fake(op: Op) -> Implementation:
-    def fake(w, scale, zero_point, group_size, indices, offsets, mode, include_last):  # type: ignore[no-untyped-def]
+    def fake(w, scale, *rest):  # type: ignore[no-untyped-def]
+        offsets, include_last = rest[3], rest[-1]
         return scale.new_empty((offsets.shape[0] - int(include_last), w.shape[1]))
 
     return fake
@@ -75,7 +80,8 @@ def _kernel(
     schema: str,
     builders: tuple[Callable[[Op], Implementation], ...],
 ) -> Kernel:
-    return Kernel(doc, arguments, lambda op: f"({STORED}, {schema}) -> Tensor", *builders)
+    plain, quick, fake = builders
+    return Kernel(doc, arguments, lambda op: f"({STORED}, {schema}) -> Tensor", plain, quick, fake)
 
 
 EMBEDDING = _kernel(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from qlib.arith import quantize_bias
-from qlib.graph import add_buffer, attribute, get_attr, op_name
+from qlib.graph import Model, add_buffer, attribute, get_attr, op_name
 from qlib.ops import Op
 from qlib.rewrite import DEQUANTIZE, Match
 
@@ -84,9 +84,11 @@ class Site:
     @property
     def weight(self) -> tuple[fx.Node, fx.Node, fx.Node]:
         """The nodes of the integer weights, their scales and their zero points."""
-        assert self.match.op.weight is not None
-        dequantized = self.match.head.args[self.match.op.weight]
-        assert isinstance(dequantized, fx.Node)
+        (dequantized,) = self.match.weights
+        return self.stored(dequantized)
+
+    def stored(self, dequantized: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node]:
+        """The nodes of the integers that a weight was dequantized from, their scales and their zero points."""
         weight, scale, zero_point = dequantized.args[:3]
         assert isinstance(weight, fx.Node)
         if not isinstance(scale, fx.Node):
@@ -160,6 +162,8 @@ class Kernel:
     reference   the plain implementation for a row: integers or float64, obviously right
     fast        the quick implementation for a row; equal to the reference but for ties
     fake        shape, dtype and strides of the result, for tracing
+    inside      the graph that the debug form calls in the operator's place, for a kernel that quantizes on the way too;
+                from the float operator and the arguments of `choose_qparams` after the tensor
     """
 
     doc: str
@@ -168,3 +172,4 @@ class Kernel:
     reference: Callable[[Op], Implementation] | None = None
     fast: Callable[[Op], Implementation] | None = None
     fake: Callable[[Op], Implementation] | None = None
+    inside: Callable[[fx.Node, tuple[Any, ...]], Model] | None = None

@@ -12,9 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qlib.arith import qparams_of_tensor, quantize
+from qlib.kernels.boundary import storage_spec
 from qlib.kernels.kernel import Implementation, Kernel, Result
 from qlib.kernels.layer import Layer, Weight, Window
-from qlib.kernels.weighted import RESULT, WEIGHT, Run, exactly, integer_sum, weighted_arguments
+from qlib.kernels.weighted import (
+    DYNAMIC_RESULT,
+    RESULT,
+    WEIGHT,
+    Run,
+    dynamic_arguments,
+    exactly,
+    integer_sum,
+    to_float,
+    weighted_arguments,
+)
 from qlib.ops import Op
 
 WINDOW = "int[] stride, int[] padding, int[] output_padding, int groups, int[] dilation"
@@ -50,29 +62,58 @@ def float64_spread_sum(x: Tensor, w: Tensor, window: Window | None) -> Tensor:
     return y
 
 
+def _layer(x: Tensor, scale: float, zero_point: int, *rest: Any) -> Layer:
+    """A layer of a batch, from the arguments that `WEIGHT` and `WINDOW` name."""
+    w, w_scale, w_zero_point, bias, stride, padding, output_padding, groups, dilation = rest
+    weight = Weight(w, w_scale, w_zero_point, bias, axis=1)
+    window = Window(tuple(stride), tuple(padding), tuple(dilation), groups, tuple(output_padding))
+    return Layer(x if x.dim() == len(stride) + 2 else x.unsqueeze(0), scale, zero_point, weight, window)
+
+
 def _conv_transpose(run: Run) -> Callable[[Op], Implementation]:
     def conv_transpose(x: Tensor, scale: float, zero_point: int, *rest: Any) -> Tensor:
-        w, w_scale, w_zero_point, bias, stride, padding, output_padding, groups, dilation = rest[:9]
-        weight = Weight(w, w_scale, w_zero_point, bias, axis=1)
-        window = Window(tuple(stride), tuple(padding), tuple(dilation), groups, tuple(output_padding))
-        batched = x if x.dim() == len(stride) + 2 else x.unsqueeze(0)
-        y = run(Layer(batched, scale, zero_point, weight, window), Result(*rest[9:]))
-        return y if batched is x else y.squeeze(0)
+        y = run(_layer(x, scale, zero_point, *rest[:9]), Result(*rest[9:]))
+        return y if x.dim() == y.dim() else y.squeeze(0)
 
     return lambda op: conv_transpose
 
 
+def _conv_transpose_dynamic(run: Callable[[Layer], Tensor]) -> Callable[[Op], Implementation]:
+    def build(op: Op) -> Implementation:
+        relu = op.chain[-1] == "aten::relu"
+
+        def conv_transpose_dynamic(x: Tensor, *rest: Any) -> Tensor:
+            qparams = qparams_of_tensor(x, storage_spec(*rest[9:]))
+            y = run(_layer(quantize(x, qparams), float(qparams.scale), int(qparams.zero_point), *rest[:9]))
+            y = y if x.dim() == y.dim() else y.squeeze(0)
+            return y.clamp_min(0.0) if relu else y
+
+        return conv_transpose_dynamic
+
+    return build
+
+
+def _shape(x: Tensor, w: Tensor, *window: Any) -> tuple[int, ...]:
+    stride, padding, output_padding, groups, dilation = window
+    spatial = [
+        (size - 1) * s - 2 * p + d * (k - 1) + extra + 1
+        for size, s, p, d, k, extra in zip(
+            x.shape[-len(stride) :], stride, padding, dilation, w.shape[2:], output_padding, strict=True
+        )
+    ]
+    return (*x.shape[: x.dim() - len(stride) - 1], w.shape[1] * groups, *spatial)
+
+
 def _fake(op: Op) -> Implementation:
     def fake(x: Tensor, scale: float, zero_point: int, w: Tensor, *rest: Any) -> Tensor:
-        stride, padding, output_padding, groups, dilation = rest[3:8]
-        spatial = [
-            (size - 1) * s - 2 * p + d * (k - 1) + extra + 1
-            for size, s, p, d, k, extra in zip(
-                x.shape[-len(stride) :], stride, padding, dilation, w.shape[2:], output_padding, strict=True
-            )
-        ]
-        batch = x.shape[: x.dim() - len(stride) - 1]
-        return x.new_empty((*batch, w.shape[1] * groups, *spatial), dtype=rest[-1])
+        return x.new_empty(_shape(x, w, *rest[3:8]), dtype=rest[-1])
+
+    return fake
+
+
+def _dynamic_fake(op: Op) -> Implementation:
+    def fake(x: Tensor, w: Tensor, *rest: Any) -> Tensor:
+        return x.new_empty(_shape(x, w, *rest[3:8]), dtype=torch.float32)
 
     return fake
 
@@ -84,4 +125,12 @@ CONV_TRANSPOSE = Kernel(
     _conv_transpose(exactly(spread_sum)),
     _conv_transpose(exactly(float64_spread_sum)),
     _fake,
+)
+CONV_TRANSPOSE_DYNAMIC = Kernel(
+    "transposed convolution that quantizes its float input by its range",
+    dynamic_arguments,
+    lambda op: f"(Tensor x, {WEIGHT}, {WINDOW}, {DYNAMIC_RESULT}) -> Tensor",
+    _conv_transpose_dynamic(to_float(spread_sum)),
+    _conv_transpose_dynamic(to_float(float64_spread_sum)),
+    _dynamic_fake,
 )

@@ -117,7 +117,7 @@ def _window(stride: Sequence[int], padding: Sequence[int], dilation: Sequence[in
     return Window(tuple(stride), tuple(padding), tuple(dilation), groups)
 
 
-def _to_float(summed: Sum) -> Callable[[Layer], Tensor]:
+def to_float(summed: Sum) -> Callable[[Layer], Tensor]:
     """A layer with a float32 result, exact but for its last rounding."""
 
     def run(layer: Layer) -> Tensor:
@@ -128,8 +128,8 @@ def _to_float(summed: Sum) -> Callable[[Layer], Tensor]:
     return run
 
 
-_reference_to_float = _to_float(integer_sum)
-_portable_to_float = _to_float(float64_sum)
+_reference_to_float = to_float(integer_sum)
+_portable_to_float = to_float(float64_sum)
 
 
 def _fast_to_float(layer: Layer) -> Tensor:

@@ -1,7 +1,7 @@
 """Tables that are looked up by row, their rows stored in few bits; the results are floats.
 
 An `embedding` uses its padding index in training only; in an `embedding_bag` it leaves rows out of the sums, which no
-kernel does: such a one stays in float, and so does one with a weight for each index.
+kernel does: such a one stays in float.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _bag(width: str) -> Op:
         When.WEIGHT_ONLY,
         operands=(),
         parameters=(0,),
-        others=(1, 2),
+        others=(1, 2, 6),
         required=(0,),
         weight=0,
         weight_types=_WIDTHS[width],

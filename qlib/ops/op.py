@@ -56,7 +56,7 @@ class Op:
     operands    positions, in the first operator of the chain, of the float tensors (or lists of them) to quantize
     parameters  positions that may hold constant tensors (weights, statistics); all others hold plain numbers
     required    parameters that may not be None
-    weight      position of the weight, None where there is none
+    weight      position of the weight, or of the list of weights and biases, None where there is none
     bias        position of the bias, None where there is none
     weight_axis axis of the weight that counts the output channels
     groups      position of the number of groups, where `weight_axis` counts the channels of one group only: with more
@@ -65,8 +65,9 @@ class Op:
     interval    the known range of the results of a FIXED operator
     zero_at     position of an argument that must be zero, None where there is none
     none_at     position of an argument that must be None, None where there is none
+    finite_at   position of a number that may not be infinite, None where there is none
     overload    the only overload of the first float operator that the row stands for, "" for any
-    others      positions that take any tensor (or list of them) as it is: indices
+    others      positions that take any tensor (or list of them) as it is, but no number: indices, masks
     keywords    keyword-only arguments that the kernel heeds; an operator with any other one is left in float
     """
 
@@ -87,6 +88,7 @@ class Op:
     interval: tuple[float, float] | None = None
     zero_at: int | None = None
     none_at: int | None = None
+    finite_at: int | None = None
     overload: str = ""
     others: tuple[int, ...] = ()
     keywords: tuple[str, ...] = ()

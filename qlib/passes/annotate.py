@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from torch import fx
 
@@ -37,6 +38,7 @@ class Annotation:
 
     A weight is placed once for each operator that takes it, since each has its own input's scale beside it. The biases
     of the operators in `float_biases` are to be floats in the debug form; those of others are stored as integers.
+    `refused` says, for the first node of an operator, why a row that fits it was not taken.
     """
 
     matches: tuple[Match, ...] = ()
@@ -44,6 +46,7 @@ class Annotation:
     weights: tuple[Placement, ...] = ()
     unused_rules: tuple[str, ...] = ()
     float_biases: tuple[fx.Node, ...] = ()
+    refused: Mapping[fx.Node, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -59,11 +62,17 @@ class _Found:
     groups: Groups[fx.Node] = field(default_factory=Groups)
     crossed: list[fx.Node] = field(default_factory=list)
     outside: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    refused: dict[fx.Node, str] = field(default_factory=dict)
 
     def copy(self) -> _Found:
         """The same, to be changed on its own."""
         return _Found(
-            list(self.matches), dict(self.produced), self.groups.copy(), list(self.crossed), dict(self.outside)
+            list(self.matches),
+            dict(self.produced),
+            self.groups.copy(),
+            list(self.crossed),
+            dict(self.outside),
+            dict(self.refused),
         )
 
     def cross(self, known: fx.Node, arrived: fx.Node) -> None:
@@ -107,9 +116,10 @@ def annotate(model: fx.GraphModule, mapping: QConfigMapping) -> Annotation:
     for (_, spec), uses in wanted.items():
         place = _innermost([_names_of(value, spec, found) for value, _ in uses])
         placements.append(Placement(place, spec, tuple(user for _, user in uses), None))
-    weights = [_weight(match, qconfigs[match.head]) for match in found.matches if match.op.weight is not None]
+    weights = [place for match in found.matches for place in _weights(match, qconfigs[match.head])]
     modules = {(str(n.meta.get("module_path", "")), str(n.meta.get("module_type", ""))) for n in qconfigs}
-    return Annotation(tuple(found.matches), tuple(placements), tuple(weights), mapping.unused(modules))
+    unused = mapping.unused(modules)
+    return Annotation(tuple(found.matches), tuple(placements), tuple(weights), unused, refused=found.refused)
 
 
 def _names_of(value: fx.Node, spec: QSpec, found: _Found) -> list[fx.Node]:
@@ -128,11 +138,12 @@ def _innermost(names: list[list[fx.Node]]) -> fx.Node:
     return next(name for name in names[0] if all(name in others for others in names))
 
 
-def _weight(match: Match, qconfig: QConfig | None) -> Placement:
-    assert match.op.weight is not None and qconfig is not None and qconfig.weight is not None
-    value, spec = match.head.args[match.op.weight], qconfig.weight
-    assert isinstance(value, fx.Node)
-    return Placement(value, spec if spec.axis is None else replace(spec, axis=match.weight_axis), (match.head,), None)
+def _weights(match: Match, qconfig: QConfig | None) -> list[Placement]:
+    if qconfig is None or qconfig.weight is None:
+        return []
+    spec = qconfig.weight
+    spec = spec if spec.axis is None else replace(spec, axis=match.weight_axis)
+    return [Placement(value, spec, (match.head,), None) for value in match.weights]
 
 
 def _qconfig(node: fx.Node, mapping: QConfigMapping) -> QConfig | None:
@@ -143,7 +154,10 @@ def _find_operators(model: fx.GraphModule, qconfigs: Mapping[fx.Node, QConfig | 
     taken: set[fx.Node] = set()
 
     def accept(match: Match) -> bool:
-        return _can_quantize(match, qconfigs, found.produced)
+        reason = _refusal(match, qconfigs, found.produced)
+        if reason and (match.head not in found.refused or found.refused[match.head] in _MISSING.values()):
+            found.refused[match.head] = reason  # that another row is for another time says least
+        return not reason
 
     for node in model.graph.nodes:
         region = region_in(model, node)
@@ -209,19 +223,54 @@ def _yields(region: Region, position: int, found: _Found) -> QSpec | None:
     return first if all(other == first for other in others) else None
 
 
-def _can_quantize(match: Match, qconfigs: Mapping[fx.Node, QConfig | None], produced: Mapping[fx.Node, QSpec]) -> bool:
-    """Whether the QConfigs ask for this operator and its inputs allow it."""
+# What there is no kernel for, by the time at which the QConfig wants ranges to be known.
+_MISSING: Mapping[When, str] = MappingProxyType(
+    {
+        When.STATIC: "no kernel takes ranges that are known beforehand",
+        When.DYNAMIC: "no kernel takes ranges at run time",
+        When.PER_TOKEN: "no kernel takes a range for each row",
+        When.WEIGHT_ONLY: "no kernel takes floats with a weight in few bits",
+    }
+)
+
+
+def _refusal(match: Match, qconfigs: Mapping[fx.Node, QConfig | None], produced: Mapping[fx.Node, QSpec]) -> str:
+    """Why the QConfigs or its inputs don't allow this operator, empty where they do."""
     op, qconfig = match.op, qconfigs[match.head]
-    if qconfig is None or any(qconfigs[node] != qconfig for node in match.nodes):
-        return False
+    if qconfig is None or any(qconfigs[node] is None for node in match.nodes):
+        return "its QConfig is None"
+    if any(qconfigs[node] != qconfig for node in match.nodes):
+        return "the modules that it is made of have different QConfigs"
     if op.family not in (Family.WEIGHTED, Family.OBSERVED):
-        keeps = op.family in (Family.SHARED, Family.FIXED)
-        return all(value in produced for value in match.operands) and (keeps or qconfig.result is not None)
-    if not all(value.meta["dtype"].is_floating_point for value in match.operands):
-        return False
+        return _following_refusal(match, qconfig, produced)
+    return _starting_refusal(match, qconfig)
+
+
+def _starting_refusal(match: Match, qconfig: QConfig) -> str:
+    """As `_refusal`, for an operator that starts a quantized region."""
+    op = match.op
+    others = {value.meta["dtype"] for value in match.operands if not value.meta["dtype"].is_floating_point}
+    if others:
+        return f"its input is {others.pop()}, not float"
+    if op.when is not _when(qconfig):
+        return _MISSING[_when(qconfig)]
     if op.weight is not None and not _takes_weight(op, qconfig.weight):
-        return False
-    return op.when is _when(qconfig) and (op.when is not When.STATIC or qconfig.result is not None)
+        return _weight_refusal(qconfig.weight)
+    return "its QConfig leaves results in float" if op.when is When.STATIC and qconfig.result is None else ""
+
+
+def _following_refusal(match: Match, qconfig: QConfig, produced: Mapping[fx.Node, QSpec]) -> str:
+    """As `_refusal`, for an operator that is quantized only where its inputs are."""
+    if not all(value in produced for value in match.operands):
+        return "its inputs are not quantized" if len(match.operands) > 1 else "its input is not quantized"
+    keeps = match.op.family in (Family.SHARED, Family.FIXED)
+    return "" if keeps or qconfig.result is not None else "its QConfig leaves results in float"
+
+
+def _weight_refusal(weight: QSpec | None) -> str:
+    if weight is None:
+        return "its QConfig has no weight"
+    return f"no kernel takes weights of {weight.dtype}{' in groups' if weight.group_size is not None else ''} here"
 
 
 def _takes_weight(op: Op, weight: QSpec | None) -> bool:

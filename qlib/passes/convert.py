@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._ops import OpOverload
 
-import qlib.kernels  # noqa: F401  (registers the operators that are placed here)
 from qlib.arith import STORAGE, quantize, quantize_bias, widen_weight_scale
 from qlib.errors import CalibrationError
-from qlib.graph import add_buffer, attribute, copy_of, finish, get_attr, op_name
+from qlib.graph import add_buffer, attribute, copy_of, finish, get_attr, nodes_in, op_name
+from qlib.kernels import KERNELS
 from qlib.observers import OBSERVERS, Follower, RuntimeObserver
-from qlib.ops import BY_HEAD, Op
+from qlib.ops import BY_HEAD, OPS, Op
 from qlib.qparams import ROW, DType, QParams
 from qlib.regions import Region, all_models, inner_model, regions_in, set_operand, set_yielded, where_of
 
@@ -78,6 +80,9 @@ def convert(prepared: fx.GraphModule, keep: Keep = as_integers) -> fx.GraphModul
             _cross_as_integers(region)
     for part, node in constants:
         (_quantize_weight if _is_weight(node) else _quantize_constant)(part, node, keep)
+    for part in all_models(model):
+        for node in list(part.graph.nodes):
+            _spell_inside(part, node)
     finish(model)
     return model
 
@@ -157,7 +162,7 @@ def _is_weight(node: fx.Node) -> bool:
     """Whether an operator of the table takes the value as its weight, rather than as data."""
     user = next(iter(node.users), None)
     rows = BY_HEAD.get(op_name(user), ()) if user is not None else ()
-    return any(op.weight is not None and user is not None and user.args[op.weight] is node for op in rows)
+    return any(op.weight is not None and node in nodes_in(user.args[op.weight]) for op in rows)  # type: ignore[union-attr]
 
 
 def _is_constant(node: fx.Node) -> bool:
@@ -209,6 +214,23 @@ def _quantize_constant(model: fx.GraphModule, node: fx.Node, keep: Keep) -> None
         arguments = _arguments(model, f"{target}_{params.dtype}", params)
         source = keep(model, target, attribute(model, target).detach(), params, arguments)
         _dequantize(model, node, source, params, arguments)
+
+
+def _spell_inside(model: fx.GraphModule, node: fx.Node) -> None:
+    """Call a graph in the place of an operator that quantizes on the way, so that the debug form does so too."""
+    op = OPS.get(str(node.meta.get("operator")))
+    inside = KERNELS[op.kernel].inside if op is not None else None
+    if inside is None:
+        return
+    assert isinstance(node.target, OpOverload)
+    entered: Any = node.args[0]
+    name = next(free for free in (f"{node.name}_{n}" for n in count()) if not hasattr(model, free))
+    model.add_submodule(name, inside(node, tuple(entered.args[1].args[0].args[1:])))
+    with model.graph.inserting_before(node):
+        call = model.graph.call_module(name, node.args)
+    call.meta = {**node.meta, "stands_for": f"{op_name(node)}.{node.target._overloadname}"}
+    node.replace_all_uses_with(call)
+    model.graph.erase_node(node)
 
 
 def _quantize_weight(model: fx.GraphModule, node: fx.Node, keep: Keep) -> None:

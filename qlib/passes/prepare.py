@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
-from itertools import count
+from itertools import chain, count
 
 import torch
 from torch import fx, nn
 
 from qlib.errors import QConfigError
 from qlib.graph import copy_of
+from qlib.leftovers import leftovers
 from qlib.observers import Follower, observer_for
 from qlib.passes.annotate import Annotation, Placement, annotate
 from qlib.passes.fuse import fold_batch_norm
 from qlib.qconfig import QConfig, QConfigMapping, as_mapping
 from qlib.qparams import QSpec
-from qlib.regions import add_operand, inner_model, region_in, regions_in
+from qlib.regions import add_operand, all_models, inner_model, region_in, regions_in
 
 Watch = Callable[[QSpec], nn.Module]
 
@@ -26,7 +27,8 @@ def prepare(model: fx.GraphModule, qconfig: QConfigMapping | QConfig | str | Non
     """Return a copy of a captured graph with batch norms folded and one observer at each tensor that will be quantized.
 
     `qconfig` is a preset's name, a QConfig for the whole model, or a QConfigMapping. Run the result on calibration
-    data and hand it to `convert`. ``result.meta["unused_rules"]`` lists the QConfig rules that no module falls under.
+    data and hand it to `convert`. ``result.meta["unused_rules"]`` lists the QConfig rules that no module falls under,
+    ``result.meta["left_in_float"]`` the operators that stay in float, each a `Leftover` with the reason.
     Raises QConfigError for a rule whose path the captured module does not have, and for tensors that are not float32.
     """
     return observe(copy_of(model), as_mapping(qconfig))
@@ -38,6 +40,9 @@ def observe(model: fx.GraphModule, mapping: QConfigMapping) -> fx.GraphModule:
     fold_batch_norm(model)
     annotation = annotate(model, mapping)
     check_types(annotation)
+    taken = {node for match in annotation.matches for node in match.nodes}
+    left = [leftovers(part.graph, taken, annotation.refused) for part in all_models(model)]
+    model.meta["left_in_float"] = tuple(chain.from_iterable(left))
     place_observers(model, annotation)
     model.meta["unused_rules"] = annotation.unused_rules
     model.recompile()

@@ -59,7 +59,6 @@ LAYERS = [
     (nn.GRU(3, 4, batch_first=True, bidirectional=True), image(2, 5, 3)),
     (nn.RNN(3, 4), image(5, 2, 3)),
     (nn.MultiheadAttention(4, 2, batch_first=True), (*image(2, 3, 4), *image(2, 3, 4), *image(2, 3, 4))),
-    (nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), image(2, 3, 4)),
     (nn.Upsample(scale_factor=2, mode="bilinear"), image(1, 2, 3, 3)),
     (nn.Upsample(size=(5, 6)), image(1, 2, 3, 3)),
     (nn.PixelShuffle(2), image(1, 4, 3, 3)),

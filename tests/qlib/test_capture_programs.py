@@ -185,7 +185,6 @@ PROGRAMS: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {
     "plain_tensor": (Of(lambda self, x: x + self.function_table, {"function_table": torch.arange(3.0)}), image(3)),
     "constant": (Of(lambda self, x: x + torch.tensor([1.0, 2.0]) * torch.tensor(3.0)), image(2)),
     "one_matrix": (Of(lambda self, x: self.a(self.a(x)), {"a": nn.Linear(3, 3)}), image(2, 3)),
-    "attention": (Of(lambda s, x: F.scaled_dot_product_attention(x, x, x)), image(1, 2, 3, 4)),
     "einsum": (Of(lambda s, x: torch.einsum("ij,kj->ik", x, x)), image(2, 3)),
     "channels_last": (nn.Conv2d(2, 3, 1), (image(1, 2, 4, 4)[0].to(memory_format=torch.channels_last),)),
     "no_grad": (Of(lambda s, x: torch.relu(x).detach().contiguous().clone()), image(2)),

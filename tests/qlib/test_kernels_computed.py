@@ -73,6 +73,11 @@ CASES: dict[str, tuple[tuple[Any, ...], Callable[[Tensor], Tensor]]] = {
         lambda x: standardised(x, (2, 3)) * along(WEIGHT) + along(BIAS),
     ),
     "softmax": ((1, None), lambda x: softmax(x, 1)),
+    "log_softmax": ((1, None), lambda x: (x - x.amax(1, True)) - (x - x.amax(1, True)).exp().sum(1, True).log()),
+    "rms_norm": (
+        ([3, 5], None, EPS),
+        lambda x: x / (x.square().mean((2, 3), keepdim=True) + EPS).sqrt(),
+    ),
     "mean": (([1, 3], True), lambda x: x.sum((1, 3), keepdim=True) / 30),
     "sum": ((None, False), lambda x: x.sum()),
     "upsample_bilinear2d": (

@@ -56,13 +56,15 @@ PAIRS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "sub_relu": torch.sub,
     "mul": torch.mul,
     "mul_relu": torch.mul,
+    "div": torch.div,
+    "div_relu": torch.div,
     "maximum": torch.maximum,
     "minimum": torch.minimum,
 }
 
 
 def test_every_operator_of_two_tensors_is_tried() -> None:
-    pairs = {op.short_name for op in OPS.values() if op.kernel in ("combine", "mul")}
+    pairs = {op.short_name for op in OPS.values() if op.kernel in ("combine", "mul", "div")}
     assert pairs == set(PAIRS)
 
 
@@ -76,8 +78,12 @@ def real(x: tuple[Tensor, float, int]) -> Tensor:
 def test_two_tensors(name: str, op: str, data: st.DataObject) -> None:
     a, b = (data.draw(operands(shape)) for shape in data.draw(st.sampled_from(SHAPES)))
     value = PAIRS[op](real(a), real(b))
-    size = value.abs() if op.startswith("mul") else real(a).abs() + real(b).abs()
-    target = data.draw(targets(a[1] * b[1] * 100 if op.startswith("mul") else a[1] + b[1]))
+    size = value.abs() if op[:3] in ("mul", "div") else real(a).abs() + real(b).abs()
+    unit = {"mul": a[1] * b[1] * 100, "div": a[1] / b[1] / 20}.get(op[:3], a[1] + b[1])
+    target = data.draw(targets(unit))
+    if op.startswith("div"):  # nothing over nothing is stored as the least integer
+        nothing = torch.full((), (target.qmin - target.zero_point) * target.scale, dtype=torch.float64)
+        value, size = torch.where(value.isnan(), nothing, value), size.nan_to_num(0.0)
     with implementation(name):
         found = getattr(ops, op)(*a, *b, *target.arguments)
     assert errors(found, value / target.scale, size / target.scale, target) == 0
@@ -156,6 +162,23 @@ ACTIVATIONS: dict[str, tuple[Any, ...]] = {
     "hardsigmoid": (),
     "sigmoid": (),
     "tanh": (),
+    "exp": (),
+    "expm1": (),
+    "log": (),
+    "log1p": (),
+    "sqrt": (),
+    "rsqrt": (),
+    "reciprocal": (),
+    "square": (),
+    "pow": (3,),
+    "erf": (),
+    "sin": (),
+    "cos": (),
+    "log_sigmoid": (),
+    "hardshrink": (0.4,),
+    "softshrink": (0.3,),
+    "clamp_min": (-0.3,),
+    "clamp_max": (0.2,),
     "add_scalar": (0.3,),
     "sub_scalar": (0.3,),
     "mul_scalar": (-1.7,),
@@ -166,11 +189,17 @@ ACTIVATIONS: dict[str, tuple[Any, ...]] = {
 
 def test_every_activation_is_tried() -> None:
     tables = {op.short_name for op in OPS.values() if op.kernel == "table"}
-    assert tables == {*ACTIVATIONS, "add_scalar_relu", "sub_scalar_relu", "mul_scalar_relu"}
+    assert tables == {*ACTIVATIONS, "add_scalar_relu", "sub_scalar_relu", "mul_scalar_relu", "div_scalar_relu"}
+
+
+# Functions of positive numbers, which squares are.
+POSITIVE = ("log", "log1p", "sqrt", "rsqrt")
 
 
 def float_op(name: str) -> Any:
     packet = getattr(aten, name.removesuffix("_scalar"))
+    if name == "pow":
+        return packet.Tensor_Scalar
     return packet.Scalar if name.endswith("_scalar") else packet.default
 
 
@@ -179,17 +208,21 @@ def float_op(name: str) -> Any:
 def test_a_table_is_the_float_operator_rounded_once(name: str, preset: str) -> None:
     draft = Draft()
     layer = draft.linear(draft.input(64, 8), 8)
-    moved = draft.call(aten.flatten.using_ints, layer)  # a relu would be fused with the layer itself
+    # A relu would be fused with the layer itself.
+    flat = draft.call(aten.flatten.using_ints, layer)
+    moved = draft.call(aten.mul.Tensor, layer, layer) if name in POSITIVE else flat
     found = forms(draft.done(draft.call(float_op(name), moved, *ACTIVATIONS[name])), PRESETS[preset])
     node = next(n for n in found.final.graph.nodes if op_name(n) == f"qlib::{name}")
     table = attribute(found.final, str(node.args[1].target))
-    given = next(n for n in found.final.graph.nodes if op_name(n) == "qlib::linear").args[-5:]
+    maker = "qlib::mul" if name in POSITIVE else "qlib::linear"
+    given = next(n for n in found.final.graph.nodes if op_name(n) == maker).args[-5:]
     wanted = next(n for n in found.final.graph.nodes if op_name(n).startswith("qlib::dequantize")).args
     stored = every(given[-1]).double()
     value = float_op(name)((stored - given[1]) * given[0], *ACTIVATIONS[name]) / wanted[1]
     qmin, qmax = {"default": (0, 255), "int8": (-128, 127), "reduced_range": (0, 127)}[preset]
     target = Target(wanted[1], wanted[2], qmin, qmax, given[-1])
-    assert torch.equal(table.double(), exact(value, target))
+    # What has no value (the logarithm of less than zero) is stored as the least integer.
+    assert torch.equal(table.double(), exact(value, target).nan_to_num(qmin))
 
 
 def test_a_relu_after_a_scalar_is_in_the_table() -> None:

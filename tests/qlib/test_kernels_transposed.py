@@ -72,6 +72,31 @@ def test_the_reference_is_the_definition() -> None:
 
 
 @pytest.mark.parametrize("name", BOTH)
+@given(layers(), st.sampled_from([(0, 255, False, torch.uint8), (-127, 127, True, torch.int8)]), st.booleans())
+def test_a_range_at_run_time(
+    name: str, layer: tuple[Tensor, Tensor, Window], kind: tuple[Any, ...], biased: bool
+) -> None:
+    integers_, w, window = layer
+    x, w8 = integers_.float() / 100, w.clamp(-128, 127).to(torch.int8)
+    outputs, dims = w.shape[1], len(window.stride)
+    scale, zero_point = torch.tensor(0.02), torch.tensor(0, dtype=torch.int32)
+    bias = torch.linspace(-1, 1, outputs * window.groups) if biased else None
+    geometry = tuple(map(list, (window.stride, window.padding, window.output_padding)))
+    rest = (*geometry, window.groups, list(window.dilation))
+    with implementation(name):
+        found = getattr(ops, f"conv_transpose{dims}d_dynamic")(x, w8, scale, zero_point, bias, *rest, *kind)
+    x_scale, x_zero_point = ops.choose_qparams(x, *kind)
+    q = ops.quantize_per_tensor.tensor(x, x_scale, x_zero_point, kind[0], kind[1], kind[3])
+    real = (q.double() - x_zero_point) * x_scale.double()
+    spread = getattr(torch.nn.functional, f"conv_transpose{dims}d")
+    double = None if bias is None else bias.double()
+    value = spread(real, w8.double() * scale.double(), double, *rest)
+    size = spread(real.abs(), w8.double().abs() * scale.double(), None if double is None else double.abs(), *rest)
+    assert found.shape == value.shape
+    assert bool(((found.double() - value).abs() <= 8 * 2.0**-24 * size + 1e-38).all())
+
+
+@pytest.mark.parametrize("name", BOTH)
 @pytest.mark.parametrize("per_channel", [True, False])
 @pytest.mark.parametrize("x_dtype", [torch.uint8, torch.int8])
 @pytest.mark.parametrize("batch", [(2,), ()])

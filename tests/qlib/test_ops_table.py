@@ -100,6 +100,8 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "group_norm": (1, torch.randn(3), torch.randn(3), 1e-5, False),
     "instance_norm": (None, torch.randn(3), None, None, True, 0.1, 1e-5, False),
     "softmax": (1, None),
+    "log_softmax": (1, None),
+    "rms_norm": ([3, 4], torch.randn(3, 4), None),
 }
 
 
@@ -115,6 +117,31 @@ def sample_computed(op: Op) -> tuple[Any, ...]:
     return (data(op), 0.1, 7, *ARGUMENTS[op.short_name], *RESULT)
 
 
+def sample_conv_transpose_dynamic(op: Op) -> tuple[Any, ...]:
+    _, _, _, w, scale, zero_point, _, *window = sample_conv_transpose(op)[:12]
+    x = torch.linspace(-1, 1, 2 * 4 * 5 ** digit(op)).reshape(2, 4, *[5] * digit(op))
+    return (x, w, scale, zero_point, torch.arange(6.0), *window, 0, 255, False, torch.uint8)
+
+
+def sample_masked(op: Op) -> tuple[Any, ...]:
+    mask = (torch.arange(4) > 2, -torch.inf) if op.overload == "Scalar" else (torch.randn(3, 1),)
+    return (stored(2, 3, 4), 0.1, 7, *mask, -1, 1 / 256, 0, 0, 255, torch.uint8)
+
+
+def sample_recurrent(op: Op) -> tuple[Any, ...]:
+    gates = {"lstm": 4, "gru": 3}.get(op.chain[0].partition("::")[2], 1)
+    stored_weights = [weight(gates * 5, size) for size in (4, 5) * 2]
+    weights = [list(parts) for parts in zip(*stored_weights, strict=True)]
+    states = [torch.linspace(-1, 1, 30).reshape(2, 3, 5)] * (2 if gates == 4 else 1)
+    biases = [torch.arange(gates * 5.0) / 9] * 4
+    x = torch.linspace(-1, 1, 24).reshape(3, 2, 4)
+    return (x, states, *weights, biases, 1, True, True, 0, 255, False, torch.uint8)
+
+
+def sample_choose(op: Op) -> tuple[Any, ...]:
+    return (torch.arange(12).reshape(3, 4) > 5, *sample_binary(op))
+
+
 def sample_averaging(op: Op) -> tuple[Any, ...]:
     return (stored(2, 3, *[6] * digit(op)), 7, 0, 255, [2] * digit(op))
 
@@ -128,16 +155,22 @@ SAMPLES: dict[str, Callable[[Op], tuple[Any, ...]]] = {
     "conv": sample_conv,
     "conv_dynamic": sample_conv_dynamic,
     "conv_transpose": sample_conv_transpose,
+    "conv_transpose_dynamic": sample_conv_transpose_dynamic,
+    "recurrent_dynamic": sample_recurrent,
     "embedding": sample_table(torch.tensor([[3, 0, 0], [1, 2, 3]])),
-    "embedding_bag": sample_table(torch.tensor([3, 0, 0, 1, 2]), torch.tensor([0, 2, 2]), 1, False),
+    "embedding_bag": sample_table(torch.tensor([3, 0, 0, 1, 2]), torch.tensor([0, 2, 2]), torch.rand(5), 0, False),
     "matmul": sample_matmul,
     "table": lambda op: (stored(2, 3, 4), stored(256)),
     "channel_table": lambda op: (stored(2, 3, 4), stored(3, 256)),
     "parametric_table": lambda op: (stored(2, 3, 4), stored(3, 256)),
     "computed": sample_computed,
     "homogeneous": sample_computed,
+    "masked": sample_masked,
     "combine": sample_binary,
     "mul": sample_binary,
+    "div": sample_binary,
+    "choose": sample_choose,
+    "fill": lambda op: (stored(2, 3, 4), 0.1, 7, torch.arange(4) > 2, -1.5, *RESULT),
     "join": sample_join,
     "monotone": sample_monotone,
     "averaging": sample_averaging,
@@ -223,7 +256,8 @@ def test_layouts_of_the_input_change_nothing(name: str) -> None:
     op = OPS[name]
     overload = getattr(torch.ops.qlib, op.short_name).default
     first, *others = [overload(*args) for args in layouts(SAMPLES[op.kernel](op))]
-    assert all(torch.equal(first, other) for other in others)
+    for other in others:
+        torch.testing.assert_close(other, first, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("kernel", sorted(SAMPLES))
