@@ -1,4 +1,3 @@
-# ruff: noqa: SIM108, PLW0108
 """Script capture of branches and loops that the data decides: what the graph computes is what the module does."""
 
 from __future__ import annotations
