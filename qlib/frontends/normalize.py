@@ -347,6 +347,7 @@ _ALIASES: Mapping[OpOverload, OpOverload] = MappingProxyType(
         _aten.unsafe_chunk.default: _aten.chunk.default,
         _aten.unsafe_split.Tensor: _aten.split.Tensor,
         _aten.unsafe_split_with_sizes.default: _aten.split_with_sizes.default,
+        _aten.split.sizes: _aten.split_with_sizes.default,
         _aten.clip.default: _aten.clamp.default,
         _aten.negative.default: _aten.neg.default,
         _aten.absolute.default: _aten.abs.default,

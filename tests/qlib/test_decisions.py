@@ -311,7 +311,7 @@ class OfNone(Layers):
 
 class Python(Layers):
     @torch.jit.ignore
-    def outside(self, x: Tensor) -> Tensor:
+    def outside(self, x):  # type: ignore[no-untyped-def]
         return x
 
     def forward(self, x: Tensor) -> Tensor:
