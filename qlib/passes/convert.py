@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import operator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 import qlib.kernels  # noqa: F401  (registers the operators that are placed here)
-from qlib.arith import STORAGE, quantize, quantize_bias, widen_weight_scale
+from qlib.arith import STORAGE, bias_of_layer, quantize, widen_weight_scale
 from qlib.errors import CalibrationError
 from qlib.graph import add_buffer, attribute, copy_of, finish, get_attr, op_name
 from qlib.observers import OBSERVERS, Follower, RuntimeObserver
@@ -99,23 +100,20 @@ def _quantize_weight(model: fx.GraphModule, node: fx.Node) -> None:
     model.get_submodule(str(node.target))(weight)
     params = _qparams(model, node)
     input_scale, bias = _input_scale(head, op), _bias(model, head, op)
-    if input_scale is not None and bias is not None:
-        scale = widen_weight_scale(params.scale, input_scale, bias)
-        params = QParams(scale, params.zero_point, params.qmin, params.qmax, params.dtype, params.axis)
+    if input_scale is None or bias is None:
+        _replace_constant(model, node, f"{target}_{params.dtype}", quantize(weight, params), params)
+        return
+    params = replace(params, scale=widen_weight_scale(params.scale, input_scale, bias))
     _replace_constant(model, node, f"{target}_{params.dtype}", quantize(weight, params), params)
-    if input_scale is not None and bias is not None:
-        assert op.bias is not None
-        bias_node = head.args[op.bias]
-        assert isinstance(bias_node, fx.Node)
-        step = input_scale.double() * params.scale.double()
-        steps = QParams(
-            step.float(), torch.zeros_like(params.zero_point), 0, 0, params.dtype, None if step.dim() == 0 else 0
-        )
-        with model.graph.inserting_before(head):
-            copy = get_attr(model.graph, str(bias_node.target))
-            copy.meta = dict(bias_node.meta)
-        head.update_arg(op.bias, copy)
-        _replace_constant(model, copy, f"{bias_node.target}_int32", quantize_bias(bias, step), steps)
+    assert op.bias is not None
+    bias_node = head.args[op.bias]
+    assert isinstance(bias_node, fx.Node)
+    with model.graph.inserting_before(head):
+        copy = get_attr(model.graph, str(bias_node.target))
+        copy.meta = dict(bias_node.meta)
+    head.update_arg(op.bias, copy)
+    integers, steps = bias_of_layer(bias, input_scale, params.scale)
+    _replace_constant(model, copy, f"{bias_node.target}_int32", integers, steps)
 
 
 def _input_scale(head: fx.Node, op: Op) -> Tensor | None:
