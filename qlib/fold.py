@@ -1,7 +1,7 @@
 """The arithmetic of folding a batch normalisation into the layer before it, and which layers it may follow.
 
-    factor = gamma / sqrt(variance + eps)
-    W' = W * factor,  b' = (b - mean) * factor + beta        (Jacob et al. 2018, section 3.2)
+factor = gamma / sqrt(variance + eps)
+W' = W * factor,  b' = (b - mean) * factor + beta        (Jacob et al. 2018, section 3.2)
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FOLDABLE = {
 
 @dataclass(frozen=True)
 class Channels:
-    """Where a weight has its output channels: along `axis`; in `groups`, input channels first, where these are given."""
+    """Where a weight has its output channels: along `axis`, or in `groups` with the input channels first."""
 
     axis: int
     groups: int | None = None

@@ -38,7 +38,7 @@ def value_of(model: fx.GraphModule, node: fx.Node, look: Look) -> Any:
     if node.op == "get_attr":
         return attribute(model, str(node.target)).detach()
     if node.op == "call_module":
-        return model.get_submodule(str(node.target))(*(look(argument) for argument in node.all_input_nodes))
+        return model.get_submodule(str(node.target))(*fx.node.map_arg(node.args, look))
     return call(node, look)
 
 

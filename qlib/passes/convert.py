@@ -12,12 +12,14 @@ from torch import Tensor, fx, nn
 import qlib.kernels  # noqa: F401  (registers the operators that are placed here)
 from qlib.arith import STORAGE, bias_of_layer, quantize, widen_weight_scale
 from qlib.errors import CalibrationError
+from qlib.fake_quantize import FAKE_QUANTIZES, RuntimeFakeQuantize
 from qlib.graph import add_buffer, attribute, copy_of, finish, get_attr, op_name
 from qlib.observers import OBSERVERS, Follower, RuntimeObserver
 from qlib.ops import BY_HEAD, Op
 from qlib.qparams import ROW, QParams
+from qlib.trained import settle
 
-_OBSERVERS = (*OBSERVERS.values(), Follower)
+_OBSERVERS = (*OBSERVERS.values(), Follower, *FAKE_QUANTIZES)
 _OPS = torch.ops.qlib
 # What chooses parameters at run time, quantizes and dequantizes by them.
 _AT_RUN_TIME = (_OPS.choose_qparams.default, _OPS.quantize_per_tensor.tensor, _OPS.dequantize_per_tensor.tensor)
@@ -29,11 +31,12 @@ _BY_ROW = (
 
 
 def convert(prepared: fx.GraphModule) -> fx.GraphModule:
-    """Return the debug form of a calibrated graph: float operators on values that went through integers.
+    """Return the debug form of a calibrated or trained graph: float operators on values that went through integers.
 
     Raises CalibrationError, naming the tensor, where an observer never saw data or saw infinities.
     """
     model = copy_of(prepared)
+    settle(model)
     observed = [node for node in model.graph.nodes if _is_observed(model, node)]
     weights = [node for node in observed if _is_weight(node)]
     for node in observed:
@@ -67,7 +70,7 @@ def _qparams(model: nn.Module, node: fx.Node) -> QParams:
 def _quantize_activation(model: fx.GraphModule, node: fx.Node) -> None:
     observer, value = model.get_submodule(str(node.target)), node.args[0]
     with model.graph.inserting_before(node):
-        if isinstance(observer, RuntimeObserver):
+        if isinstance(observer, RuntimeObserver | RuntimeFakeQuantize):
             spec = observer.spec
             qmin, qmax = spec.range
             dtype = STORAGE[spec.dtype]
@@ -97,7 +100,9 @@ def _quantize_weight(model: fx.GraphModule, node: fx.Node) -> None:
     op = BY_HEAD[op_name(head)][0]
     target = str(node.args[0].target)  # type: ignore[union-attr]
     weight = attribute(model, target).detach()
-    model.get_submodule(str(node.target))(weight)
+    observer = model.get_submodule(str(node.target))
+    if not isinstance(observer, FAKE_QUANTIZES):  # which saw the weights while they were trained
+        observer(weight)
     params = _qparams(model, node)
     input_scale, bias = _input_scale(head, op), _bias(model, head, op)
     if input_scale is None or bias is None:

@@ -1,4 +1,4 @@
-"""Placing observers: the graph that is run on calibration data."""
+"""Placing observers or fake-quantize modules: the graph that is run on calibration data, or trained."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import torch
 from torch import fx, nn
 
 from qlib.errors import QConfigError
-from qlib.graph import copy_of
-from qlib.observers import Follower, observer_for
+from qlib.fake_quantize import fake_quantize_for, follower_of
+from qlib.graph import copy_of, own_state
+from qlib.observers import observer_for
 from qlib.passes.annotate import Annotation, Placement, annotate
 from qlib.passes.fuse import fold_batch_norm
+from qlib.passes.qat import set_aside, simulate
 from qlib.qconfig import QConfig, QConfigMapping, as_mapping
 from qlib.qparams import QSpec
 
@@ -25,14 +27,34 @@ def prepare(model: fx.GraphModule, qconfig: QConfigMapping | QConfig | str | Non
     `qconfig` is a preset's name, a QConfig for the whole model, or a QConfigMapping. Run the result on calibration
     data and hand it to `convert`. ``result.meta["unused_rules"]`` lists the QConfig rules that no module falls under.
     """
-    mapping = as_mapping(qconfig)
     prepared = fold_batch_norm(copy_of(model))
-    annotation = annotate(prepared, mapping)
-    _check_types(annotation)
-    place_observers(prepared, annotation)
-    prepared.meta["unused_rules"] = annotation.unused_rules
+    _annotate_and_place(prepared, as_mapping(qconfig), observer_for)
     prepared.recompile()
     return prepared
+
+
+def prepare_qat(model: fx.GraphModule, qconfig: QConfigMapping | QConfig | str | None = "qat") -> fx.GraphModule:
+    """Return a copy of a captured graph, in training mode, that is trained on the values of its quantized form.
+
+    As `prepare`, but with fake-quantize modules for observers, and with batch norms that take part in the training:
+    the fold into the layer before them is simulated, and exact at conversion. Batch norms and dropouts heed
+    ``result.train()`` and ``result.eval()``. The parameters are the result's own, under the names that `model` has for
+    them: an optimizer over ``result.parameters()`` leaves `model` alone. Train it, and hand it to `convert`.
+    """
+    prepared = copy_of(model)
+    own_state(prepared)
+    aside = set_aside(prepared)
+    annotation = _annotate_and_place(prepared, as_mapping(qconfig), fake_quantize_for)
+    simulate(prepared, annotation, aside)
+    return prepared.train()
+
+
+def _annotate_and_place(model: fx.GraphModule, mapping: QConfigMapping, watch: Watch) -> Annotation:
+    annotation = annotate(model, mapping)
+    _check_types(annotation)
+    place_observers(model, annotation, watch)
+    model.meta["unused_rules"] = annotation.unused_rules
+    return annotation
 
 
 def _check_types(annotation: Annotation) -> None:
@@ -57,7 +79,7 @@ def place_observers(model: fx.GraphModule, annotation: Annotation, watch: Watch 
         observer = watch(placement.spec)
         if placement.group is not None:
             leader = leaders.setdefault(placement.group, observer)
-            observer = observer if leader is observer else Follower(leader)
+            observer = observer if leader is observer else follower_of(leader)
         node = _insert(model, placement, observed.get(placement.value, placement.value), next(names), observer)
         if placement.users is None:
             observed[placement.value] = node
