@@ -74,7 +74,6 @@ def distill(captured: fx.GraphModule, prepared: fx.GraphModule, batches: Sequenc
     `batches`, with batch norms by their running statistics, as befits a model that was trained already.
     """
     parameters = [parameter for parameter in prepared.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.SGD(parameters, RATE) if parameters else None
     prepared.train()
     prepared.apply(freeze_bn_stats)
     for step in range(STEPS):
@@ -83,12 +82,19 @@ def distill(captured: fx.GraphModule, prepared: fx.GraphModule, batches: Sequenc
             wanted = interpret.run(captured, [x.clone() for x in batch])
         with torch.enable_grad():
             loss = _difference(prepared(*(x.clone() for x in batch)), wanted)
-        if optimizer is not None and loss.requires_grad:
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+        if loss.requires_grad:
+            _descend(loss, parameters)
     prepared.apply(update_bn_stats)
     prepared.eval()
+
+
+def _descend(loss: Tensor, parameters: Sequence[Tensor]) -> None:
+    """One step down the gradient; by hand, as the first use of `torch.optim` in a process takes seconds."""
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    with torch.no_grad():
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None:
+                parameter.sub_(gradient, alpha=RATE)
 
 
 def _difference(found: object, wanted: object) -> Tensor:
