@@ -62,16 +62,19 @@ def calibrate(prepared: fx.GraphModule, batches: Iterable[Inputs]) -> None:
             interpret.run(prepared, batch)
 
 
-# Steps of `distill` and how far each goes: enough to move every parameter, too few to leave the float model.
+# Steps of `distill`, how far each goes, and the share of its norm by which a parameter moves in one at most: enough to
+# move every parameter, too little to leave the float model behind, however large its outputs are.
 STEPS = 4
 RATE = 1e-3
+SHARE = 1e-3
 
 
 def distill(captured: fx.GraphModule, prepared: fx.GraphModule, batches: Sequence[Inputs]) -> None:
     """Train a graph from `prepare_qat` to give what the float graph gives, and leave it in evaluation mode.
 
     Makes `STEPS` steps of stochastic gradient descent on the mean squared difference of the outputs, going round
-    `batches`, with batch norms by their running statistics, as befits a model that was trained already.
+    `batches`, with batch norms by their running statistics, as befits a model that was trained already. A step is
+    shortened for parameters whose norm it would change by more than `SHARE` (You et al. 2017, section 4).
     """
     parameters = [parameter for parameter in prepared.parameters() if parameter.requires_grad]
     prepared.train()
@@ -93,8 +96,9 @@ def _descend(loss: Tensor, parameters: Sequence[Tensor]) -> None:
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     with torch.no_grad():
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            if gradient is not None:
-                parameter.sub_(gradient, alpha=RATE)
+            if gradient is not None and bool(gradient.isfinite().all()):
+                length = RATE * gradient.norm()
+                parameter -= RATE * gradient * (SHARE * parameter.norm() / length).clamp(max=1.0).nan_to_num(0.0)
 
 
 def _difference(found: object, wanted: object) -> Tensor:
