@@ -97,8 +97,8 @@ def _descend(loss: Tensor, parameters: Sequence[Tensor]) -> None:
     with torch.no_grad():
         for parameter, gradient in zip(parameters, gradients, strict=True):
             if gradient is not None and bool(gradient.isfinite().all()):
-                length = RATE * gradient.norm()
-                parameter -= RATE * gradient * (SHARE * parameter.norm() / length).clamp(max=1.0).nan_to_num(0.0)
+                shortened = (SHARE * parameter.norm() / (RATE * gradient.norm())).clamp(max=1.0).nan_to_num(0.0)
+                parameter.sub_(RATE * shortened * gradient)
 
 
 def _difference(found: object, wanted: object) -> Tensor:

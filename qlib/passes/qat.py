@@ -54,7 +54,7 @@ def set_aside(model: fx.GraphModule) -> SetAside:
                 norms[layer] = _Norm(_targets(node.args[1:5]), _settings(node), node.meta)
                 _vanish(node)
         elif name in _DROPOUTS and len(node.args[0].users) == 1 and node.args[0] not in dropouts:
-            dropouts[node.args[0]] = Dropout(name.removeprefix("aten::"), float(node.args[1]))
+            dropouts[node.args[0]] = _dropout(node)
             _vanish(node)
     model.graph.eliminate_dead_code()
     return SetAside(norms, dropouts)
@@ -77,7 +77,9 @@ def simulate(model: fx.GraphModule, annotation: Annotation, aside: SetAside) -> 
             _insert_after(model, layer, "norm", BatchNorm(norm.settings), norm.tensors)
     for node in list(model.graph.nodes):
         if op_name(node) == "aten::batch_norm" and node.args[3] is not None:
-            _replace_norm(model, node)
+            _replace(model, node, "norm", BatchNorm(_settings(node)), node.args[:5])
+        elif op_name(node) in _DROPOUTS:
+            _replace(model, node, "dropout", _dropout(node), node.args[:1])
     finish(model)
 
 
@@ -87,6 +89,10 @@ def _targets(nodes: tuple[Any, ...]) -> tuple[str | None, ...]:
 
 def _settings(norm: fx.Node) -> NormSettings:
     return NormSettings(float(norm.args[6]), float(norm.args[7]))  # type: ignore[arg-type]
+
+
+def _dropout(node: fx.Node) -> Dropout:
+    return Dropout(op_name(node).removeprefix("aten::"), float(node.args[1]))  # type: ignore[arg-type]
 
 
 def _vanish(node: fx.Node) -> None:
@@ -169,11 +175,11 @@ def _source(model: fx.GraphModule, match: Match) -> nn.Module | None:
     return None
 
 
-def _replace_norm(model: fx.GraphModule, node: fx.Node) -> None:
-    """A batch norm that stands alone, as a module that knows training from evaluation."""
-    target = add_module(model, "norm", BatchNorm(_settings(node)))
+def _replace(model: fx.GraphModule, node: fx.Node, name: str, module: nn.Module, arguments: tuple[Any, ...]) -> None:
+    """Put a module that knows training from evaluation in the place of an operator."""
+    target = add_module(model, name, module)
     with model.graph.inserting_before(node):
-        call = model.graph.call_module(target, node.args[:5])
+        call = model.graph.call_module(target, arguments)
     call.meta = dict(node.meta)
     node.replace_all_uses_with(call)
     model.graph.erase_node(node)

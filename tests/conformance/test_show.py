@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from rich.console import Console
 from small_specs import LINEAR, UNSUPPORTED, VERDICTS, cases_of
 
