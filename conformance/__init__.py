@@ -14,6 +14,7 @@ _HOMES = {
     "check_graph_mode_op": "graph_mode",
     "checkGraphModeOp": "graph_mode",
     "executed_ops": "graph_mode",
+    "check_quantizer": "quantizer_check",
     "parametrize": "plugin",
     "check": "plugin",
     "ConformanceError": "errors",

@@ -1,23 +1,27 @@
-"""The command line: `conformance run | list | show | lint | schema | report`."""
+"""The command line: `conformance run | list | show | lint | schema | report | diff | merge | expect`."""
 
 from __future__ import annotations
 
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 
-from conformance.case import Case, expand, find_case, select
-from conformance.errors import ConformanceError, EnvironmentTrouble, Mistake, SpecError, UsageError
-from conformance.load import discover, load
-from conformance.places import bundled_specs
+from conformance.case import find_case
+from conformance.command import ENVIRONMENT, FAILED, INTERRUPTED, OK, USAGE, cases_of, write
+from conformance.errors import ConformanceError, EnvironmentTrouble, SpecError
+from conformance.expect_commands import expect
+from conformance.results_commands import diff_command, merge_command
 from conformance.spec import Capture, Mode, json_schema
 
-OK, FAILED, USAGE, ENVIRONMENT = 0, 1, 2, 3
+if TYPE_CHECKING:
+    from conformance.record import Record
+    from conformance.run import Plan
 
 SPECS = click.argument("specs", nargs=-1, type=click.Path(path_type=Path))
 MODES = click.option(
@@ -37,11 +41,11 @@ PYTHON = click.option(
 
 
 def main() -> None:
-    """Run the command line; exit with 0 as expected, 1 conformance failure, 2 usage or spec error, 3 environment."""
+    """Run the command line; exit with 0 as expected, 1 failure, 2 mistake in a command or file, 3 environment."""
     try:
         sys.exit(cli(standalone_mode=False))
     except click.exceptions.Abort:
-        _fail("interrupted; what was recorded until now is kept", 130)
+        _fail("interrupted", INTERRUPTED)
     except click.ClickException as error:
         error.show()
         sys.exit(USAGE)
@@ -73,31 +77,9 @@ def cli() -> None:
       unsupported  the backend had declared that it can't
       crash, timeout, error, vacuous
 
-    Exit status: 0 as expected, 1 a conformance failure, 2 a mistake in a command or a spec, 3 trouble with the
-    environment.
+    Exit status: 0 as expected (`unsupported` included), 1 a conformance failure or a regression, 2 a mistake in a
+    command or a file, 3 trouble with the environment, 130 interrupted.
     """
-
-
-def _cases(specs: Sequence[Path], modes: Sequence[str], captures: Sequence[str], text: str) -> tuple[Case, ...]:
-    """The cases of the given spec files or folders, or of the bundled ones; all mistakes in them are reported."""
-    from conformance.backends.qlib import vocabulary
-
-    paths = discover(list(specs) or [bundled_specs()])
-    if not paths:
-        raise UsageError(f"no *.qspec.yaml file in {', '.join(map(str, specs))}")
-    mistakes: list[Mistake] = []
-    cases: list[Case] = []
-    for path in paths:
-        try:
-            cases += expand(load(path, vocabulary()))
-        except SpecError as error:
-            mistakes += error.mistakes
-    if mistakes:
-        raise SpecError(mistakes)
-    chosen = tuple(select(cases, modes=modes, captures=captures, text=text))
-    if not chosen:
-        raise UsageError(f"none of the {len(cases)} cases is left by --mode, --capture and -k")
-    return chosen
 
 
 @cli.command()
@@ -126,6 +108,14 @@ def _cases(specs: Sequence[Path], modes: Sequence[str], captures: Sequence[str],
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for results.jsonl, report.md and report.html.",
 )
+@click.option("--shard", metavar="I/N", help="Run one of N shares of the cases; `merge` joins their results.")
+@click.option(
+    "--resume",
+    "resumed",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="RESULTS",
+    help="Run what this results file of the same command still lacks, and append to it.",
+)
 @PYTHON
 def run(  # noqa: PLR0913, PLR0917  (one parameter for each option)
     specs: tuple[Path, ...],
@@ -136,30 +126,73 @@ def run(  # noqa: PLR0913, PLR0917  (one parameter for each option)
     workers: int,
     seconds: float,
     output: Path,
+    shard: str | None,
+    resumed: Path | None,
     allow_python: bool,
 ) -> int:
     """Run specs and write the results and reports.
 
-    SPECS are files or folders; without any, the bundled specs are run.
+    SPECS are files or folders; without any, the bundled specs are run. A run that was interrupted (exit status 130)
+    or killed goes on with the same command and --resume; its reports are written beside its results.
     """
+    from conformance.run import Plan, execute, resume
+    from conformance.shard import parse_shard
+
+    plan = Plan(
+        cases=cases_of(specs, modes, captures, text),
+        backends=backends,
+        workers=workers,
+        seconds=seconds,
+        options=("--allow-python",) if allow_python else (),
+        command=shlex.join(["conformance", *sys.argv[1:]]),
+        shard=parse_shard(shard) if shard else None,
+    )
+    if resumed:
+        return _run(plan, resume, resumed, plan.command)
+    results = output / "results.jsonl"
+    return _run(plan, execute, results, f"{plan.command} --resume {shlex.quote(str(results))}")
+
+
+def _run(plan: Plan, act: Callable[..., list[Record]], results: Path, again: str) -> int:
+    """Run the plan by `execute` or `resume` and show what came out; `again` is the command that goes on with it."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from conformance.known import known_for
-    from conformance.run import Plan, execute
+    from conformance.known_file import known_for
 
-    cases = _cases(specs, modes, captures, text)
-    options = ("--allow-python",) if allow_python else ()
-    command = shlex.join(["conformance", *sys.argv[1:]])
-    plan = Plan(cases, backends, workers, seconds, options, command)
-    results = output / "results.jsonl"
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console()
+    recorded: list[Record] = []
     with Progress(*columns, console=console, transient=not console.is_terminal) as progress:
         bar = progress.add_task("cases", total=len(plan.jobs))
-        records = execute(plan, results, known_for, lambda record: progress.advance(bar))
-    written = _write_reports(results, output, console)
+
+        def show(record: Record) -> None:
+            recorded.append(record)
+            progress.advance(bar)
+
+        try:
+            act(plan, results, known_for, show)
+            interrupted = False
+        except KeyboardInterrupt:
+            interrupted = True
+    if interrupted:
+        return _interrupted(recorded, results, again, console)
+    written = _write_reports(results, results.parent, console)
     console.print(f"written: {', '.join(map(str, [results, *written]))}", soft_wrap=True)
-    return FAILED if any(record.failed for record in records) else OK
+    return FAILED if any(record.failed for record in recorded) else OK
+
+
+def _interrupted(recorded: Sequence[Record], results: Path, again: str, console: Console) -> int:
+    """Show what was recorded and how to go on. Before the first record, the file may still be an earlier run's."""
+    from conformance.report import terminal
+    from conformance.store import read
+
+    if not recorded:
+        click.echo("interrupted; nothing was recorded yet", err=True)
+        return INTERRUPTED
+    found = read(results)
+    terminal.print_to(console, found.run, found.records)
+    click.echo(f"interrupted; what was recorded until now is kept in {results}; go on with\n  {again}", err=True)
+    return INTERRUPTED
 
 
 def _write_reports(results: Path, output: Path, console: Console | None) -> list[Path]:
@@ -171,17 +204,8 @@ def _write_reports(results: Path, output: Path, console: Console | None) -> list
         terminal.print_to(console, found.run, found.records)
     written = []
     for name, module in (("report.md", markdown), ("report.html", html)):
-        written.append(_write(output / name, module.render(found.run, found.records)))
+        written.append(write(output / name, module.render(found.run, found.records)))
     return written
-
-
-def _write(path: Path, text: str) -> Path:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise EnvironmentTrouble(f"{path}: can't be written ({error})") from error
-    return path
 
 
 @cli.command("list")
@@ -198,7 +222,7 @@ def list_command(
     """Print what there is: cases (of SPECS or the bundled ones), or the suite's own tables."""
     from conformance.catalog import catalog
 
-    cases = _cases(specs, modes, captures, text) if what == "cases" else ()
+    cases = cases_of(specs, modes, captures, text) if what == "cases" else ()
     lines = {case.id: case.why for case in cases} or catalog(what)
     width = min(72, max(map(len, lines), default=0))
     for name, doc in lines.items():
@@ -217,12 +241,36 @@ def show(case: str, specs: tuple[Path, ...], backend: str, allow_python: bool) -
     cases` prints it, as pytest prints it, or the unambiguous beginning of one.
     """
     from conformance.backends import open_backend
-    from conformance.known import apply, known_for
+    from conformance.known_file import marked
     from conformance.show import show as print_case
 
-    found = find_case(_cases(specs, (), (), ""), case)
-    trial = print_case(found, open_backend(backend), backend, Console(), allow_python)
-    return FAILED if apply(trial.record, known_for(backend)).failed else OK
+    found = find_case(cases_of(specs, (), (), ""), case)
+    opened = open_backend(backend)
+    trial = print_case(found, opened, backend, Console(), allow_python)
+    return FAILED if marked(trial.record, opened.about().versions).failed else OK
+
+
+@cli.command()
+@click.argument("case")
+@SPECS
+@click.option("--onnx", "target", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The file.")
+@PYTHON
+def export(case: str, specs: tuple[Path, ...], target: Path, allow_python: bool) -> None:
+    """Write the debug form of one CASE as an ONNX model.
+
+    The bundled library quantizes the case's module; what it makes is written with QuantizeLinear and DequantizeLinear
+    around float operators, checked by ONNX's checker. Needs the package onnx.
+    """
+    from conformance.backends.qlib import onnx_of
+    from conformance.engine import task_of
+
+    found = find_case(cases_of(specs, (), (), ""), case)
+    written = onnx_of(task_of(found, allow_python), found.id)
+    try:
+        target.write_bytes(written)
+    except OSError as error:
+        raise EnvironmentTrouble(f"{target}: can't be written ({error})") from error
+    click.echo(f"written: {target}")
 
 
 @cli.command()
@@ -232,7 +280,7 @@ def lint(specs: tuple[Path, ...]) -> None:
 
     Every mistake is printed as file:line:column with the line.
     """
-    cases = _cases(specs, (), (), "")
+    cases = cases_of(specs, (), (), "")
     files = {case.path for case in cases}
     click.echo(
         f"{len(files)} files, {len({(c.suite, c.spec_id) for c in cases})} specs, {len(cases)} cases: no mistakes"
@@ -240,9 +288,12 @@ def lint(specs: tuple[Path, ...]) -> None:
 
 
 @cli.command()
-def schema() -> None:
-    """Print the JSON Schema of spec files, for editors."""
-    click.echo(json.dumps(json_schema(), indent=2))
+@click.argument("what", default="specs", type=click.Choice(["specs", "expected"]))
+def schema(what: str) -> None:
+    """Print the JSON Schema of spec files, or of files of known failures, for editors."""
+    from conformance.known import known_schema
+
+    click.echo(json.dumps({"specs": json_schema, "expected": known_schema}[what](), indent=2))
 
 
 @cli.command()
@@ -268,8 +319,11 @@ def report(results: Path, name: str, output: Path | None) -> None:
     if output is None:
         click.echo(text)
     else:
-        click.echo(f"written: {_write(output, text)}")
+        click.echo(f"written: {write(output, text)}")
 
+
+for command in (diff_command, merge_command, expect):
+    cli.add_command(command)
 
 if __name__ == "__main__":
     main()

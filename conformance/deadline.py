@@ -18,7 +18,7 @@ def deadline(seconds: float | None) -> Iterator[None]:
     """Raise DeadlinePassed in the block after so many seconds; None sets no deadline.
 
     Uses the process timer, so that it interrupts Python code in the main thread and nothing else: code that may hang
-    in a native library belongs into a process of its own.
+    in a native library belongs into a process of its own. A timer that was set before stands still meanwhile.
     """
     if seconds is None or threading.current_thread() is not threading.main_thread():
         yield
@@ -28,9 +28,10 @@ def deadline(seconds: float | None) -> Iterator[None]:
         raise DeadlinePassed(f"not done within {seconds:g} s")
 
     before = signal.signal(signal.SIGALRM, passed)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, left, interval)

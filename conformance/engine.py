@@ -117,13 +117,18 @@ def _record(case: Case, name: str, stages: Stages, found: Verdict, error: str | 
     )
 
 
+def task_of(case: Case, allow_python: bool = False) -> Task:
+    """What a backend is asked for `case`."""
+    module, inputs = build(case, allow_python), inputs_of(case)
+    # The calibration's tensors are their own: a module that changes its inputs does so during calibration too.
+    batches = calibration_of(case, fresh(inputs))
+    return Task(module, inputs, batches, str(case.mode), str(case.capture), case.qconfig)
+
+
 def _run(case: Case, backend: Backend, name: str, stages: Stages, allow_python: bool) -> Trial:
     with stages("build"):
-        module = build(case, allow_python)
-        inputs = inputs_of(case)
-        # What the backend gets is its own: a module that changes its inputs does so during calibration too.
-        batches = calibration_of(case, fresh(inputs))
-        task = Task(copy.deepcopy(module), fresh(inputs), batches, str(case.mode), str(case.capture), case.qconfig)
+        task = task_of(case, allow_python)
+        module, inputs = copy.deepcopy(task.module), fresh(task.inputs)
     quantized = backend.quantize(task, stages)
     with stages("run"):
         evidence = observe(module, inputs, quantized)

@@ -7,6 +7,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from conformance.backend import Task
@@ -37,8 +38,9 @@ def check_graph_mode_op(  # noqa: PLR0913, PLR0917  (the signature of the helper
     `inputs` is a list of argument tuples, the first being the example and all of them the calibration data; with
     `dynamic` it is one tensor. `quantized_op` names an operator that must have run, exactly, or gives exact counts by
     name; canonical names and the spellings of `torch.ao`'s tests are accepted. `tracing` captures by
-    `torch.jit.trace`, else by `torch.export`. `qconfig` is a `qlib.QConfig`, a `qlib.QConfigMapping` or a preset's
-    name. `eval_mode` is there for old calls: a model is always checked in evaluation mode, as it was by that helper.
+    `torch.jit.trace`, else by `torch.jit.script`, or by `torch.export` where TorchScript can't compile the module.
+    `qconfig` is a `qlib.QConfig`, a `qlib.QConfigMapping` or a preset's name.
+    `eval_mode` is there for old calls: a model is always checked in evaluation mode, as it was by that helper.
     `debug` prints the module and its graphs. The caller's module and data are never changed.
 
     Raises AssertionError, listing every finding, where an operator is missing, the debug and the final form part, a
@@ -50,7 +52,7 @@ def check_graph_mode_op(  # noqa: PLR0913, PLR0917  (the signature of the helper
     if not calls:
         raise UsageError("inputs: expected one call or more, found none: give a list of tuples of tensors")
     batches = tuple(fresh(call) for call in calls)
-    mode, method = "dynamic" if dynamic else "static", "trace" if tracing else "export"
+    mode, method = "dynamic" if dynamic else "static", "trace" if tracing else _untraced(module)
     task = Task(copy.deepcopy(module), fresh(batches[0]), batches, mode, method)
     quantized, model = bundled.quantize_as(task, qconfig, lambda name: contextlib.nullcontext())
     if debug:
@@ -63,6 +65,15 @@ def check_graph_mode_op(  # noqa: PLR0913, PLR0917  (the signature of the helper
         if failed:
             raise AssertionError("\n".join(f"{f.check}: expected {f.expected}; got {f.got}" for f in failed))
     return model
+
+
+def _untraced(module: nn.Module) -> str:
+    """How a module is captured without a trace: by script where TorchScript compiles it."""
+    try:
+        torch.jit.script(module)
+    except (RuntimeError, OSError, TypeError, NotImplementedError, torch.jit.frontend.FrontendError):
+        return "export"
+    return "script"
 
 
 def _print(module: nn.Module, float_graph: str, *programs: Any) -> None:

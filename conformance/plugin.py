@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,18 +14,23 @@ from conformance.backends import open_backend
 from conformance.backends.qlib import vocabulary
 from conformance.case import Case, expand, item_name, select
 from conformance.errors import ConformanceError, SpecError, UsageError
-from conformance.known import apply, known_for
+from conformance.fingerprint import fingerprint
+from conformance.known_file import marked
 from conformance.load import load
 from conformance.record import Record, Verdict
 from conformance.report.text import explain, headline
+from conformance.shard import Shard, parse_shard
 from conformance.spec import Mode
 
 if TYPE_CHECKING:
+    from conformance.backend import Backend
     from conformance.pool import Worker
 
 SUFFIX = ".qspec.yaml"
 _WORKERS = pytest.StashKey[dict[str, "Worker"]]()
 _RECORD = pytest.StashKey[str]()
+_SHARD = pytest.StashKey[Shard | None]()
+_PLAN = pytest.StashKey["Planned"]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,6 +47,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         choices=[str(mode) for mode in Mode],
         help="run only cases of this mode; may be given several times",
+    )
+    group.addoption(
+        "--shard", metavar="I/N", help="run one of N shares of the cases, as `conformance run --shard` does"
     )
     group.addoption(
         "--allow-python", action="store_true", help="let specs import modules by 'python: package.module:factory'"
@@ -69,6 +78,10 @@ def pytest_configure(config: pytest.Config) -> None:
             open_backend(backend)
         except UsageError as error:
             raise pytest.UsageError(str(error)) from error
+    try:
+        config.stash[_SHARD] = parse_shard(text) if (text := config.getoption("--shard")) else None
+    except UsageError as error:
+        raise pytest.UsageError(str(error)) from error
     path = config.getoption("--conformance-results")
     if path and not hasattr(config, "workerinput"):
         config.pluginmanager.register(_Recorder(Path(path), config), "conformance-recorder")
@@ -87,12 +100,45 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Col
     return None
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the share that `--shard` names of what -k and -m have left, and note the whole for the head of results."""
+    chosen = [item for item in items if isinstance(item, CaseItem)]
+    shard = config.stash[_SHARD]
+    left = [item for item in items if not isinstance(item, CaseItem) or shard is None or shard.holds(item.case.id)]
+    if config.getoption("--conformance-results"):
+        count = sum(isinstance(item, CaseItem) for item in left)
+        config.stash[_PLAN] = _planned(chosen, config.getoption("--backend") or ["qlib"], count)
+    if len(left) < len(items):
+        kept = set(left)
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = left
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What was collected: cases by id with their fingerprints, and how many records this share of them will give."""
+
+    cases: Mapping[str, str]
+    records: int
+
+
+def _planned(chosen: Sequence[CaseItem], backends: Sequence[str], records: int) -> Planned:
+    """The plan of a run; without cases where -k or -m leave some of a case's backends, which no head can say."""
+    cases = {item.case.id: item.case for item in chosen}
+    whole = len(chosen) == len(cases) * len(backends)
+    return Planned({name: fingerprint(case) for name, case in cases.items()} if whole else {}, records)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Let the report carry the record as text, which survives the way from xdist's workers."""
+    """Let the report carry the record as text, which survives the way from xdist's workers, and the first the plan."""
     report = yield
     if report.when == "call" and _RECORD in item.stash:
         report.conformance_record = item.stash[_RECORD]  # type: ignore[attr-defined]
+        if plan := item.config.stash.get(_PLAN, None):
+            report.conformance_plan = json.dumps(asdict(plan))  # type: ignore[attr-defined]
+            del item.config.stash[_PLAN]
     return report
 
 
@@ -136,7 +182,7 @@ class CaseItem(pytest.Item):
     def runtest(self) -> None:
         """Run the case and raise where the record fails it; unsupported cases skip, known failures xfail strictly."""
         found, graphs = _run(self)
-        record = apply(found, known_for(self.backend))
+        record = marked(found, open_backend(self.backend).about().versions)
         self.stash[_RECORD] = json.dumps(record.to_json())
         if record.verdict is Verdict.UNSUPPORTED and record.known is None:
             pytest.skip(f"unsupported: {record.error}")
@@ -193,33 +239,62 @@ class _Recorder:
         self.config = config
         self._context: Any = None
         self._writer: Any = None
+        self._started = ""
+        self._begun = False
 
     def pytest_sessionstart(self) -> None:
-        """Open the file and write its head."""
+        """Open the file."""
         import datetime
-        import sys
 
-        from conformance.environment import environment
-        from conformance.record import Run
         from conformance.store import writing
 
         self._context = writing(self.path)
         self._writer = self._context.__enter__()
-        started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        backends = tuple(self.config.getoption("--backend") or ["qlib"])
-        self._writer.head(Run(environment(), backends, 0, " ".join(["pytest", *sys.argv[1:]]), started))
+        self._started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Append the record that came with a report."""
-        if report.when != "call":
-            return
+        """Append the record that came with a report; the plan that comes with the first goes into the head."""
         record = getattr(report, "conformance_record", None)
-        if record is not None:
-            self._writer.append(Record.from_json(json.loads(record)))
+        if report.when != "call" or record is None:
+            return
+        if not self._begun:
+            plan = Planned(**json.loads(getattr(report, "conformance_plan", '{"cases": {}, "records": 0}')))
+            self._begin(plan, {name: open_backend(name) for name in self._backends})
+        self._writer.append(Record.from_json(json.loads(record)))
 
     def pytest_sessionfinish(self) -> None:
         """Close the file."""
+        if not self._begun:
+            self._begin(self.config.stash.get(_PLAN, Planned({}, 0)), {})
         self._context.__exit__(None, None, None)
+
+    @property
+    def _backends(self) -> tuple[str, ...]:
+        return tuple(self.config.getoption("--backend") or ["qlib"])
+
+    def _begin(self, plan: Planned, opened: Mapping[str, Backend]) -> None:
+        """Write the head. Where nothing was run, no backend is opened for the sake of its versions."""
+        import sys
+
+        from conformance.environment import environment
+        from conformance.known_file import expected_today
+        from conformance.record import Run
+
+        shard = self.config.stash[_SHARD]
+        versions = {name: dict(backend.about().versions) for name, backend in opened.items()}
+        run = Run(
+            environment=environment(),
+            backends=self._backends,
+            planned=plan.records,
+            command=" ".join(["pytest", *sys.argv[1:]]),
+            started=self._started,
+            cases=plan.cases,
+            shard=str(shard) if shard else None,
+            versions=versions,
+            debt=tuple(expected_today(name, said).debt for name, said in versions.items()),
+        )
+        self._writer.head(run)
+        self._begun = True
 
 
 def parametrize(path: str | Path, modes: Sequence[str] = ()) -> pytest.MarkDecorator:
@@ -235,7 +310,8 @@ def check(case: Case, backend: str = "qlib") -> Record:
     """Run one case in this process; raises AssertionError with the findings where it is not native."""
     from conformance.engine import run_case
 
-    record = apply(run_case(case, open_backend(backend), backend).record, known_for(backend))
+    opened = open_backend(backend)
+    record = marked(run_case(case, opened, backend).record, opened.about().versions)
     if record.failed:
         raise AssertionError(explain(record))
     return record

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import IO, Any
@@ -184,7 +184,9 @@ class Shift:
     stopping: threading.Event = field(default_factory=threading.Event)
 
 
-def run_jobs(jobs: Sequence[Job], workers: int, seconds: float, options: Sequence[str] = ()) -> Iterator[Record]:
+def run_jobs(
+    jobs: Sequence[Job], workers: int, seconds: float, options: Sequence[str] = ()
+) -> Generator[Record, None, None]:
     """Run the jobs on so many workers at once and yield the records as they come; `seconds` is each case's deadline.
 
     A case's own `timeout` goes before `seconds`. Raises EnvironmentTrouble where a backend can't be opened. No worker

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from conformance.fingerprint import fingerprint
+
 if TYPE_CHECKING:
     from conformance.case import Case
 
@@ -59,7 +61,7 @@ class Subject:
     """Which case a record is about, with all that a report shows of it.
 
     `family` is the suite that the spec belongs to, `parameters` the matrix values as text,
-    `yaml` the spec as it stands in its file.
+    `yaml` the spec as it stands in its file, `fingerprint` a hash of what the case asks, empty in older files.
     """
 
     case: str
@@ -73,6 +75,7 @@ class Subject:
     path: str
     line: int
     yaml: str
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,10 @@ class Measures:
 
 @dataclass(frozen=True)
 class Record:
-    """One case on one backend: one line of a results file."""
+    """One case on one backend: one line of a results file.
+
+    `known` is the reason of the known failure that it is, `lapsed` that of one which it was until the entry expired.
+    """
 
     subject: Subject
     backend: str
@@ -104,6 +110,7 @@ class Record:
     findings: tuple[Finding, ...] = ()
     error: str | None = None
     known: str | None = None
+    lapsed: str | None = None
     expected_ops: Mapping[str, int] = field(default_factory=dict)
     float_ops: Mapping[str, int] = field(default_factory=dict)
     executed_ops: Mapping[str, int] = field(default_factory=dict)
@@ -116,9 +123,11 @@ class Record:
     def failed(self) -> bool:
         """True where the run must not be called a success.
 
-        A known failure counts as expected, and a case that was known to fail and did not as a failure.
+        A known failure counts as expected, and a case that was known to fail and did not as a failure. What a backend
+        has declared that it can't do is no failure; reports count it by itself.
         """
-        return (self.verdict is not Verdict.NATIVE and self.known is None) or self.unexpected_pass
+        bad = self.verdict not in (Verdict.NATIVE, Verdict.UNSUPPORTED)
+        return (bad and self.known is None) or self.unexpected_pass
 
     @property
     def unexpected_pass(self) -> bool:
@@ -145,14 +154,38 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Debt:
+    """The known failures that a backend's file lists, as they were when a run started.
+
+    `entries` counts all, `expired` those after their date, `elsewhere` those for other versions; `oldest` is the
+    earliest date that an entry was written, None where none says.
+    """
+
+    backend: str
+    entries: int
+    expired: int = 0
+    elsewhere: int = 0
+    oldest: str | None = None
+
+
+@dataclass(frozen=True)
 class Run:
-    """The head of a results file; `planned` counts the records to come, one for each case and backend, 0 if unknown."""
+    """The head of a results file.
+
+    `planned` counts the records to come, one for each case and backend, 0 if unknown. `cases` are those of the whole
+    plan, id to fingerprint, of which `shard` (such as "2/3") says what share this file holds; None for all.
+    `versions` are those that each backend says of itself.
+    """
 
     environment: Environment
     backends: tuple[str, ...]
     planned: int
     command: str
     started: str
+    cases: Mapping[str, str] = field(default_factory=dict)
+    shard: str | None = None
+    versions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    debt: tuple[Debt, ...] = ()
 
 
 def subject_of(case: Case) -> Subject:
@@ -169,4 +202,5 @@ def subject_of(case: Case) -> Subject:
         path=case.path,
         line=case.line,
         yaml=case.yaml,
+        fingerprint=fingerprint(case),
     )

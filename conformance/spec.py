@@ -11,7 +11,7 @@ from conformance.errors import nearest
 from conformance.expect import Accuracy, Expect, ModeExpect, Output, narrow
 from conformance.frozenmap import FrozenMap
 from conformance.qconfigspec import QConfigBody, QConfigModel, QSpecModel, StoredDtype
-from conformance.source import Composite
+from conformance.source import Composite, Sequence
 from conformance.tensorspec import (
     KEY,
     Distribution,
@@ -103,6 +103,8 @@ class Spec(BaseModel):
     def _inputs_fit(self) -> Spec:
         if isinstance(self.module, Composite):
             _check_arguments(tuple(self.inputs), self.module)
+        for path in self.qconfig.modules if self.qconfig is not None else ():
+            _check_path(path, self.module)
         return self
 
 
@@ -144,6 +146,18 @@ def _check_arguments(inputs: tuple[str, ...], module: Composite) -> None:
         raise misplaced(f"expected the inputs in the order of forward: {', '.join(arguments)}", "inputs")
     if missing := arguments[len(inputs) : required]:
         raise misplaced(f"forward also takes {', '.join(missing)}: add an input for each", "inputs")
+
+
+def _check_path(path: str, module: Any) -> None:
+    """Refuse a rule for a layer that the spec's module does not have; what a constructor builds is not looked into."""
+    for part in path.split("."):
+        if not isinstance(module, Composite | Sequence):
+            return
+        layers = module.layers if isinstance(module, Composite) else {str(n): m for n, m in enumerate(module.items)}
+        if part not in layers:
+            hint = nearest(part, layers) or f" Expected one of {', '.join(layers) or 'none'}."
+            raise misplaced(f"the module has no layer {path!r}.{hint}", "qconfig", "modules", path, KEY)
+        module = layers[part]
 
 
 _TEXT_OR_LAYERS: dict[str, Any] = {

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from conformance.errors import EnvironmentTrouble, UsageError
-from conformance.record import Environment, Record, Run
+from conformance.record import Debt, Environment, Record, Run
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,31 @@ def writing(path: Path) -> Iterator[Writer]:
         os.close(descriptor)
 
 
+def write_all(path: Path, results: Results) -> None:
+    """Write a whole results file, replacing an earlier one."""
+    with writing(path) as writer:
+        writer.head(results.run)
+        for record in results.records:
+            writer.append(record)
+
+
+@contextmanager
+def appending(path: Path) -> Iterator[Writer]:
+    """Open a results file to go on with it; a last line that was cut off is removed first.
+
+    Raises EnvironmentTrouble where it can't be written.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND)
+    except OSError as error:
+        raise EnvironmentTrouble(f"{path}: can't be written ({error}); run again without --resume") from error
+    try:
+        os.ftruncate(descriptor, path.read_bytes().rfind(b"\n") + 1)
+        yield Writer(path, descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def read(path: Path) -> Results:
     """Read a results file, also one whose writer was killed; lines that can't be read are counted and passed over.
 
@@ -99,4 +124,5 @@ def read(path: Path) -> Results:
 
 def _run(value: dict[str, Any]) -> Run:
     environment = Environment(**value.pop("environment"))
-    return Run(environment=environment, **{**value, "backends": tuple(value["backends"])})
+    debt = tuple(Debt(**each) for each in value.pop("debt", ()))
+    return Run(environment=environment, debt=debt, **{**value, "backends": tuple(value["backends"])})

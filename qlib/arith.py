@@ -28,6 +28,8 @@ STORAGE: dict[DType, torch.dtype] = {
 
 # The least scale: a product of two scales and its quotient by a third must stay a normal float32.
 MIN_SCALE = 2.0**-60
+# The largest power of two in float32.
+MAX_MULTIPLIER = 2.0**127
 # Half of int32: leaves room for the products that are added to a bias.
 MAX_BIAS = 2**30
 
@@ -88,6 +90,8 @@ def requantize(
     real: Tensor, multiplier: Tensor | float, zero_point: int, qmin: int, qmax: int, dtype: torch.dtype
 ) -> Tensor:
     """Round ``real * multiplier`` half to even, add the zero point and saturate; `real` is float64 or float32."""
+    if isinstance(multiplier, float):  # one beyond float32 would make NaN of zero; all else saturates either way
+        multiplier = min(multiplier, MAX_MULTIPLIER)
     return saturate(round_half_even(real * multiplier) + zero_point, qmin, qmax, dtype)
 
 

@@ -3,6 +3,7 @@
 QlibError
 ├── CaptureError       a module can't be turned into a graph, or a graph is called with inputs it was not captured for
 ├── QConfigError       a QConfig asks for something that does not exist or contradicts itself
+│   └── QuantizerError what a quantizer wrote into a graph contradicts itself, or nothing here can do it
 ├── CalibrationError   an observer has seen nothing, or nothing usable
 └── ConversionError    a graph can't be converted or lowered
 """
@@ -20,6 +21,10 @@ class CaptureError(QlibError):
 
 class QConfigError(QlibError):
     """A QConfig asks for something that does not exist or contradicts itself."""
+
+
+class QuantizerError(QConfigError):
+    """What a quantizer wrote into a graph contradicts itself, or nothing here can do it."""
 
 
 class CalibrationError(QlibError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
 import torch
 from torch import fx
@@ -11,6 +12,7 @@ from torch.utils import _pytree as pytree
 from qlib.graph import op_name
 from qlib.kernels import KERNELS
 from qlib.ops import BY_HEAD, OPS, Op, When
+from qlib.regions import Region, all_models, inner_model, region_in
 from qlib.rewrite import DEQUANTIZE
 
 # Library operators whose results are real numbers, or parameters.
@@ -23,17 +25,39 @@ _TO_FLOAT = frozenset(
 def sequence(model: fx.GraphModule) -> tuple[str, ...]:
     """The operators of a graph in order, by canonical name: `quantized::X` on integers, `aten::X` in float.
 
-    Fetching an item of a list is not named.
+    Fetching an item of a list is not named. The operators of branches and loops that the data decides are listed
+    where the region stands, once for each of its graphs, however often they run.
     """
-    names: list[str] = []
-    integers: set[fx.Node] = set()
+    return tuple(name for node, name in named(model) if op_name(node) != "getitem")
+
+
+def named(model: fx.GraphModule) -> Iterator[tuple[fx.Node, str]]:
+    """Each node that calls an operator, those of branches and loops included, with its canonical name."""
+    return _named(model, set())
+
+
+def _named(model: fx.GraphModule, integers: set[fx.Node]) -> Iterator[tuple[fx.Node, str]]:
     for node in model.graph.nodes:
+        region = region_in(model, node)
+        if region is not None:
+            yield from _named_in(model, region, integers)
+            continue
         name = _canonical(node, integers)
         if name.startswith("quantized::") and op_name(node) not in _TO_FLOAT:
             integers.add(node)
-        if name and op_name(node) != "getitem":
-            names.append(name)
-    return tuple(names)
+        if name:
+            yield node, name
+
+
+def _named_in(model: fx.GraphModule, region: Region, integers: set[fx.Node]) -> Iterator[tuple[fx.Node, str]]:
+    for position, operand in enumerate(region.operands):
+        if operand in integers:
+            integers.update(region.entries(position))
+    for reference in region.references:
+        yield from _named(inner_model(model, reference), integers)
+    for position in region.results:
+        if integers.issuperset(region.yielded(position)):
+            integers.update(region.taken(position))
 
 
 def executed_ops(model: fx.GraphModule) -> dict[str, int]:
@@ -43,7 +67,8 @@ def executed_ops(model: fx.GraphModule) -> dict[str, int]:
 
 def native_ops(model: fx.GraphModule) -> dict[str, int]:
     """Count the operators of a graph by the names that torch knows them by."""
-    return dict(sorted(Counter(op_name(n) for n in model.graph.nodes if op_name(n).count("::")).items()))
+    named = (op_name(node) for part in all_models(model) for node in part.graph.nodes)
+    return dict(sorted(Counter(name for name in named if "::" in name).items()))
 
 
 def _canonical(node: fx.Node, integers: set[fx.Node]) -> str:

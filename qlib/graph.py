@@ -13,14 +13,35 @@ from torch._ops import OpOverload
 from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.node import Argument
 
+from qlib.regions import IN_PYTHON, drop_unused_operands, inner_model, inner_models, regions_in
 from qlib.saved import Row, graph_of, rows_of
+from qlib.signature import checked_call
 
 
 class Model(_LazyGraphModule):
     """A `torch.fx.GraphModule` that generates its code when it is first called, since most graphs only pass through.
 
-    It is pickled as the rows of its graph, so that a loaded model is the saved one node by node.
+    It is pickled as the rows of its graph, so that a loaded model is the saved one node by node. The graphs of its
+    branches and loops are models too, and submodules. Calling it raises CaptureError for inputs that the graph does
+    not hold for.
     """
+
+    def real_recompile(self) -> Any:
+        """Generate the code; branches and loops become plain Python, which nothing traces."""
+        found = [n for target in IN_PYTHON for n in self.graph.find_nodes(op="call_function", target=target)]
+        targets = [node.target for node in found]
+        try:
+            for node in found:
+                node.target = IN_PYTHON[node.target]
+            return super().real_recompile()
+        finally:
+            for node, target in zip(found, targets, strict=True):
+                node.target = target
+
+    def __call__(self, *inputs: Any, **keywords: Any) -> Any:
+        """What the graph returns for `inputs`."""
+        with checked_call(self, inputs, keywords):
+            return super().__call__(*inputs, **keywords)
 
     def __reduce__(self) -> Any:
         """What pickle is to call, and with what."""
@@ -39,7 +60,10 @@ def _restore(rows: tuple[Row, ...], state: dict[str, Any]) -> Model:
 
 
 def copy_of(model: fx.GraphModule) -> Model:
-    """A new graph with the same names and metadata over the same parameters, so that a pass leaves its input alone."""
+    """A new graph with the same names and metadata over the same parameters, so that a pass leaves its input alone.
+
+    The models within are copied too; observers stay the same objects.
+    """
     graph = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
     output = graph.graph_copy(model.graph, values)
@@ -47,7 +71,11 @@ def copy_of(model: fx.GraphModule) -> Model:
         new.meta = dict(old.meta)
     if output is not None:
         graph.output(output)
-    return Model(model, graph)
+    copy = Model(model, graph)
+    for name, inner in inner_models(model):
+        copy.add_submodule(name, copy_of(inner))
+    copy.meta = dict(model.meta)
+    return copy
 
 
 def own_state(model: nn.Module) -> None:
@@ -128,7 +156,14 @@ def become(node: fx.Node, target: OpOverload, *args: Any) -> None:
 
 
 def finish(model: fx.GraphModule) -> None:
-    """Remove what nothing uses any more, nodes and state, check the graph and generate its code."""
+    """Remove what nothing uses any more, nodes and state, check the graph and generate its code; also inside."""
+    for region in regions_in(model):
+        inside = [inner_model(model, reference) for reference in region.references]
+        for inner in inside:
+            finish(inner)
+        drop_unused_operands(region)
+        for inner in inside:
+            inner.recompile()
     model.graph.eliminate_dead_code()
     drop_unused_state(model)
     model.graph.lint()

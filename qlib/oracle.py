@@ -8,7 +8,7 @@ rounding is judged by itself, and a tie at one operator is not mistaken for an e
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,8 @@ from torch.utils import _pytree as pytree
 
 import qlib.kernels  # noqa: F401  (registers the operators)
 from qlib.graph import attribute
-from qlib.interpret import Look, call, value_of, walk
+from qlib.interpret import Look, call, run_region, value_of, walk
+from qlib.regions import inner_model, region_in
 
 Value = Any
 
@@ -57,40 +58,87 @@ class _Exact:
     size: Value
 
 
-def values_of(model: fx.GraphModule, inputs: Sequence[Tensor]) -> dict[str, Value]:
+# The value of each node by the place of its graph: empty for the outermost one, else "branch/graph/" or
+# "loop/round/graph/", after that of the graph around it.
+Values = dict[str, dict[str, Value]]
+
+
+def values_of(model: fx.GraphModule, inputs: Sequence[Tensor]) -> Values:
     """Run a form and return the value of each node, under the name of the debug node that it takes the place of."""
-    found: dict[str, Value] = {}
+    found: Values = {}
+    with torch.no_grad():
+        _note_values(model, [x.clone() for x in inputs], "", found)
+    return found
+
+
+def _note_values(model: fx.GraphModule, inputs: Sequence[Value], place: str, found: Values) -> Value:
+    values = found.setdefault(place, {})
 
     def visit(node: fx.Node, look: Look) -> Value:
-        value = value_of(model, node, look)
-        found[node.meta.get("replaces", node.name)] = value
+        region = region_in(model, node)
+        if region is None:
+            value = value_of(model, node, look)
+        else:
+
+            def inside(which: int, name: str, operands: Sequence[Value]) -> Value:
+                inner = inner_model(model, region.references[which])
+                return _note_values(inner, operands, f"{place}{name}/", found)
+
+            value = run_region(region, look, bool, inside)
+        values[node.meta.get("replaces", node.name)] = value
         return value
 
-    with torch.no_grad():
-        walk(model.graph, [x.clone() for x in inputs], visit)
-    return found
+    return walk(model.graph, inputs, visit)
 
 
 def replay(debug: fx.GraphModule, form: fx.GraphModule, inputs: Sequence[Tensor]) -> Replay:
     """Explain each value of `form` (the final form, or the debug form itself) by the debug form in float64.
 
     `inputs` are the tensors that both are called with; they are not changed. Operators that `form` computes in float,
-    as the debug form does, are taken as they come: what is explained is each quantize and each kernel.
+    as the debug form does, are taken as they come: what is explained is each quantize and each kernel. Branches and
+    loops take the way that `form` took; the names of their steps begin with the region's, the round and the graph's.
     """
-    given = values_of(form, inputs)
+    run = _Run(values_of(form, inputs), [])
+    with torch.no_grad():
+        outputs = _explain_graph(run, (debug, form), [_double(x.clone()) for x in inputs], "")
+    leaves = pytree.tree_leaves(outputs)
+    return Replay(tuple(run.steps), tuple(leaf.value for leaf in leaves if isinstance(leaf, _Exact)))
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What a form gave, by place, and the steps that were explained so far."""
+
+    values: Values
+    steps: list[Step]
+
+
+def _explain_graph(
+    run: _Run, forms: tuple[fx.GraphModule, fx.GraphModule], inputs: Sequence[_Exact], place: str
+) -> Value:
+    """Walk one graph of the debug form, beside the same graph of the other form."""
+    debug, form = forms
+    given = run.values[place]
     kernels = {str(node.meta["replaces"]) for node in form.graph.nodes if "replaces" in node.meta}
-    steps: list[Step] = []
 
     def visit(node: fx.Node, look: Look) -> _Exact:
+        region = region_in(debug, node)
+        if region is not None:
+
+            def inside(which: int, name: str, operands: Sequence[_Exact]) -> Value:
+                inner = (inner_model(model, region.references[which]) for model in forms)
+                return _explain_graph(run, tuple(inner), operands, f"{place}{name}/")  # type: ignore[arg-type]
+
+            results = run_region(region, look, lambda exact: bool(exact.value), inside)
+            return _Exact([item.value for item in results], [item.size for item in results])
+        if node.op == "get_attr" and isinstance(getattr(debug, str(node.target), None), fx.GraphModule):
+            return _Exact(None, None)
         exact, step = _explain(debug, node, look, given, node.name in kernels)
         if step is not None:
-            steps.append(step)
+            run.steps.append(replace(step, name=f"{place}{step.name}"))
         return exact
 
-    with torch.no_grad():
-        outputs = walk(debug.graph, [_double(x.clone()) for x in inputs], visit)
-    leaves = pytree.tree_leaves(outputs)
-    return Replay(tuple(steps), tuple(leaf.value for leaf in leaves if isinstance(leaf, _Exact)))
+    return walk(debug.graph, inputs, visit)
 
 
 def _double(value: Value) -> _Exact:

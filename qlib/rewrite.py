@@ -85,7 +85,7 @@ def _arguments_fit(op: Op, node: fx.Node) -> bool:
             return False
     if any(node.args[position] is None for position in op.required):
         return False
-    if op.none_at is not None and node.args[op.none_at] is not None:
+    if op.none_at is not None and node.args[op.none_at : op.none_at + 1] not in ((), (None,)):
         return False
     return op.zero_at is None or len(node.args) <= op.zero_at or node.args[op.zero_at] in (0, None)
 

@@ -19,7 +19,10 @@ class Reference:
 
 @dataclass(frozen=True)
 class Operator:
-    """Stands for an overload of a `torch` operator, which can't be pickled: `aten::add` and `Tensor`."""
+    """Stands for an overload of a `torch` operator, which can't be pickled: `aten::add` and `Tensor`.
+
+    An operator with graphs of its own has no overloads.
+    """
 
     name: str
     overload: str
@@ -37,7 +40,10 @@ class Row:
     meta: dict[str, Any]
 
 
-KEPT = ("module_path", "module_type", "shape", "dtype", "source", "operator", "replaces")
+KEPT = (
+    *("module_path", "module_type", "shape", "dtype", "source"),
+    *("operator", "float_bias", "annotated", "replaces"),
+)
 
 
 def rows_of(graph: fx.Graph) -> tuple[Row, ...]:
@@ -86,6 +92,8 @@ def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def _named(target: Any) -> Any:
+    if isinstance(target, torch._ops.HigherOrderOperator):
+        return Operator(f"{target.namespace}::{target.name()}", "")
     if not isinstance(target, torch._ops.OpOverload):
         return target
     return Operator(target._schema.name, target._overloadname)
@@ -95,4 +103,5 @@ def _found(target: Any) -> Any:
     if not isinstance(target, Operator):
         return target
     namespace, _, name = target.name.partition("::")
-    return getattr(getattr(getattr(torch.ops, namespace), name), target.overload)
+    found = getattr(getattr(torch.ops, namespace), name)
+    return getattr(found, target.overload) if target.overload else found

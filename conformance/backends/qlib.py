@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from conformance.backend import About, Backend, Explanation, Process, Program, Quantized, Stage, Task
-from conformance.errors import UsageError
+from conformance.errors import EnvironmentTrouble, UsageError
 from conformance.source_tables import FUNCTIONAL, TENSOR_METHODS, TORCH_FUNCTIONS
 from conformance.vocabulary import Vocabulary, resolve_operator
 from qlib import ops as table
@@ -16,7 +16,7 @@ from qlib.qconfig import PRESETS, QConfig, QConfigMapping
 from qlib.qparams import DType, QSpec
 
 if TYPE_CHECKING:
-    from torch import Tensor, fx
+    from torch import Tensor, fx, nn
 
     from conformance.spec import QConfigBody, QConfigModel, QSpecModel
 
@@ -116,9 +116,7 @@ def quantize_as(
 ) -> tuple[Quantized, fx.GraphModule]:
     """Quantize with the library's own type of QConfig (None for the default); returns the final model too."""
     import qlib
-    from qlib import interpret
     from qlib.frontends.capture import capture
-    from qlib.printed import graph_text
     from qlib.quantize import mapping_for
 
     with stage("capture"):
@@ -132,15 +130,115 @@ def quantize_as(
         debug = qlib.convert(prepared)
     with stage("lower"):
         final = qlib.lower(debug)
-    quantized = Quantized(
+    notes = tuple(f"unused QConfig rule: {rule}" for rule in prepared.meta["unused_rules"])
+    return _forms(captured, debug, final, kernels, notes), final
+
+
+def _forms(
+    captured: fx.GraphModule, debug: fx.GraphModule, final: fx.GraphModule, kernels: str, notes: tuple[str, ...] = ()
+) -> Quantized:
+    """The forms of a model as the suite takes them."""
+    import qlib
+    from qlib import interpret
+    from qlib.printed import graph_text
+
+    return Quantized(
         float_ops=qlib.executed_ops(captured),
         final=_program(final, kernels, final),
         debug=_program(debug, kernels, lambda *inputs: interpret.run(debug, inputs)),
         explain=functools.partial(_explain, {"debug": debug, "final": final}, kernels),
         float_graph=graph_text(captured),
-        notes=tuple(f"unused QConfig rule: {rule}" for rule in prepared.meta["unused_rules"]),
+        notes=notes,
     )
-    return quantized, final
+
+
+@dataclass(frozen=True)
+class ByQuantizer:
+    """What a quantizer led to: all forms, the converted graph, and the final form in two plain implementations.
+
+    `spelled` is the reference form's, in ATen operators, `plain` that of the kernels' plain implementations.
+    """
+
+    quantized: Quantized
+    converted: fx.GraphModule
+    spelled: Program
+    plain: Program
+
+
+def quantize_by(
+    module: nn.Module, inputs: Sequence[Tensor], batches: Sequence[Sequence[Tensor]], quantizer: object
+) -> ByQuantizer:
+    """Quantize as a quantizer of the export flow says."""
+    import qlib
+
+    captured = qlib.capture_pre_autograd_graph(module, tuple(inputs))
+    prepared = qlib.prepare_pt2e(captured, quantizer)
+    qlib.calibrate(prepared, [tuple(batch) for batch in batches])
+    debug = qlib.convert_pt2e(prepared)
+    final = qlib.lower(debug)
+    spelled = qlib.convert_pt2e(prepared, use_reference_representation=True)
+    return ByQuantizer(
+        _forms(captured, debug, final, "fast"),
+        debug,
+        _program(spelled, "reference", spelled),
+        _program(final, "reference", final),
+    )
+
+
+# Operators of other libraries' graphs by the names here, where these are not the same in the namespace `quantized`.
+_NODE_NAMES = {
+    "quantized::choose_qparams.tensor": "quantized::choose_qparams.default",
+    "quantized::choose_qparams_symmetric.tensor": "quantized::choose_qparams.default",
+    "aten::view.default": "aten::reshape.default",
+    "aten::view": "aten::reshape",
+}
+
+
+def node_names(model: fx.GraphModule) -> tuple[str, ...]:
+    """Every operator that a graph calls, in order, as `quantized::NAME.OVERLOAD` or `aten::NAME.OVERLOAD`."""
+    from torch._ops import OpOverload
+
+    targets = [node.target for node in model.graph.nodes if isinstance(node.target, OpOverload)]
+    return tuple(node_name(target) for target in targets)
+
+
+def node_name(operator: object) -> str:
+    """The name of an operator in the graph of the export flow, with its overload where one is given.
+
+    `operator` is an entry of `torch.ops`, of the namespaces `aten` or `quantized_decomposed`, or a name such as
+    `aten::linear`. In-place operators are meant out of place, as the graph has them. Raises UsageError for other names.
+    """
+    text = operator if isinstance(operator, str) else str(operator).replace(".", "::", 1)
+    plain, _, overload = text.partition(".")
+    namespace, _, short = plain.partition("::")
+    space = {"quantized_decomposed": "quantized", "qlib": "quantized"}.get(namespace, namespace)
+    full = f"{space}::{short.removesuffix('_')}" + (f".{overload}" if overload else "")
+    full = _NODE_NAMES.get(full, full)
+    try:
+        resolve_operator(full.partition(".")[0], vocabulary())
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return full
+
+
+def onnx_of(task: Task, name: str) -> bytes:
+    """The debug form that the library makes of a task, as the bytes of an ONNX file.
+
+    Raises EnvironmentTrouble where the package onnx is missing, UsageError for what ONNX can't express.
+    """
+    import qlib
+
+    try:
+        from qlib.onnx import to_onnx
+    except ModuleNotFoundError as error:
+        raise EnvironmentTrouble(str(error)) from error
+    mapping = mapping_of(task.qconfig)
+    forms = qlib.quantize_model(task.module, task.inputs, task.calibration, task.mode, mapping, task.capture)
+    try:
+        written: bytes = to_onnx(forms.debug, name).SerializeToString()
+    except qlib.ConversionError as error:
+        raise UsageError(str(error)) from error
+    return written
 
 
 def _program(model: fx.GraphModule, kernels: str, run: Callable[..., object]) -> Program:

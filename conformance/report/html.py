@@ -33,6 +33,7 @@ def render(run: Run, records: Sequence[Record]) -> str:
         failed=len(summary.failures(records)),
         missing=summary.missing(run, records),
         facts=summary.facts(run),
+        debts=summary.debts(run, records),
         backends=[_backend(name, records) for name in run.backends],
         order=summary.ORDER,
         glyphs=summary.GLYPHS,

@@ -16,6 +16,7 @@ MOST_FAMILIES: Final = 60
 MOST_COMBINATIONS: Final = 40
 MOST_FAILURES: Final = 25
 MOST_REASONS: Final = 15
+MOST_BACKENDS: Final = 20
 LONGEST: Final = 120
 LABEL: Final = 48
 FACT: Final = 300
@@ -38,6 +39,7 @@ def render(run: Run, records: Sequence[Record]) -> str:
         _failures(failed),
         f"### Known failures: {sum(len(group.cases) for group in known)}" if known else "",
         _known(known),
+        " · ".join(_code(line, FACT) for line in summary.debts(run, records)[:MOST_BACKENDS]),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -53,45 +55,45 @@ def _backend_mode_capture(record: Record) -> summary.Label:
 def _tallies(names: Sequence[str], tallies: Sequence[summary.Tally], most: int) -> str:
     seen = [verdict for verdict in summary.verdicts_seen(tallies) if verdict is not Verdict.NATIVE]
     rows = [
-        [*(_cell(part, LABEL) for part in group.label), group.score]
+        [*(cell(part, LABEL) for part in group.label), group.score]
         + [str(group.counts.get(verdict, 0)) for verdict in seen]
         + [str(group.known)]
         for group in tallies[:most]
     ]
-    return _table([*names, "native", *seen, "known"], rows, len(tallies) - len(rows))
+    return table([*names, "native", *seen, "known"], rows, len(tallies) - len(rows))
 
 
 def _failures(failed: Sequence[Record]) -> str:
     rows = []
     for record in failed[:MOST_FAILURES]:
         complaint = summary.complaint(record)
-        texts = (complaint.check, complaint.expected, complaint.got)
+        texts = (complaint.check, complaint.expected, "; ".join(filter(None, (complaint.lapsed, complaint.got))))
         verdict = f"{summary.GLYPHS[record.verdict]} {record.verdict}"
-        subject = [_cell(record.subject.case, LONGEST), _cell(record.backend, LABEL)]
-        rows.append([verdict, *subject, *(_cell(text, LONGEST) for text in texts)])
-    return _table(["verdict", "case", "backend", "check", "expected", "got"], rows, len(failed) - len(rows))
+        subject = [cell(record.subject.case, LONGEST), cell(record.backend, LABEL)]
+        rows.append([verdict, *subject, *(cell(text, LONGEST) for text in texts)])
+    return table(["verdict", "case", "backend", "check", "expected", "got"], rows, len(failed) - len(rows))
 
 
 def _known(groups: Sequence[summary.KnownFailures]) -> str:
     rows = [
-        [_cell(group.reason, FACT), str(len(group.cases)), _cell(group.cases[0], LONGEST)]
+        [cell(group.reason, FACT), str(len(group.cases)), cell(group.cases[0], LONGEST)]
         for group in groups[:MOST_REASONS]
     ]
-    return _table(["reason", "records", "for example"], rows, len(groups) - len(rows))
+    return table(["reason", "records", "for example"], rows, len(groups) - len(rows))
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], cut: int) -> str:
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]], cut: int) -> str:
     """A table, nothing where there are no rows, and a line for the rows that were cut."""
     if not rows:
         return ""
-    table = tabulate(rows, headers=headings, tablefmt="github", disable_numparse=True)
+    drawn = tabulate(rows, headers=headings, tablefmt="github", disable_numparse=True)
     # Padding shows only in the source, and would let one long cell multiply by the number of rows.
-    heading, _, *body = [re.sub(r" {2,}", " ", line) for line in table.splitlines()]
+    heading, _, *body = [re.sub(r" {2,}", " ", line) for line in drawn.splitlines()]
     lines = [heading, "|---" * len(headings) + "|", *body]
     return "\n".join(lines) + (f"\n\n… and {cut} more" if cut > 0 else "")
 
 
-def _cell(text: str, limit: int) -> str:
+def cell(text: str, limit: int) -> str:
     """`_code` for a table, where a bar would start the next column."""
     return _code(text.replace("|", "\\|"), limit)
 

@@ -31,6 +31,7 @@ function panelOf(item, record) {
   return [head,
     el("p", { class: "headline" }, word(record.verdict), stage, el("span", { class: "quiet" }, ` on ${record.backend} · ${place}`)),
     record.known === null ? null : el("p", { class: "known" }, el("strong", {}, record.failed ? "Passes, but is known to fail: " : "Known failure: "), record.known),
+    record.lapsed === null ? null : el("p", { class: "known" }, el("strong", {}, "No longer a known failure: "), record.lapsed),
     el("p", { class: "why" }, el("strong", {}, "Why: "), item.why),
     ...record.notes.map((note) => el("p", { class: "why" }, el("strong", {}, "Note: "), note)),
     parameters.length ? el("p", { class: "parameters" }, ...parameters) : null,

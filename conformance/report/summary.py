@@ -89,16 +89,19 @@ class KnownFailures:
 
 @dataclass(frozen=True)
 class Complaint:
-    """Why a record is no success, in one line: the check or step, what it expected and what it got."""
+    """Why a record is no success, in one line: the check or step, what it expected and what it got.
+
+    `lapsed` says until when it was a known failure, empty where it was none.
+    """
 
     check: str
     expected: str
     got: str
+    lapsed: str = ""
 
     def __str__(self) -> str:
-        if not self.expected:
-            return f"{self.check}: {self.got}"
-        return f"{self.check}: expected {self.expected}, got {self.got}"
+        found = f"expected {self.expected}, got {self.got}" if self.expected else self.got
+        return f"{self.check}: {found}" + (f"; {self.lapsed}" if self.lapsed else "")
 
 
 def share(part: int, whole: int) -> str:
@@ -165,15 +168,32 @@ def known_failures(records: Sequence[Record]) -> list[KnownFailures]:
     return sorted(groups, key=lambda group: (-len(group.cases), group.reason))
 
 
+def debts(run: Run, records: Sequence[Record]) -> list[str]:
+    """Say of each backend that has known failures how many entries list them, how many cases that covers, how old."""
+    lines = []
+    for debt in run.debt:
+        covered = sum(is_known_failure(record) for record in records if record.backend == debt.backend)
+        entries = "1 entry covers" if debt.entries == 1 else f"{debt.entries} entries cover"
+        parts = [
+            f"{debt.backend}: {entries} {covered} case{'' if covered == 1 else 's'}",
+            f"the oldest of {debt.oldest}" if debt.oldest else "",
+            f"{debt.expired} expired" if debt.expired else "",
+            f"{debt.elsewhere} for other versions" if debt.elsewhere else "",
+        ]
+        lines += [", ".join(filter(None, parts))] if debt.entries else []
+    return lines
+
+
 def complaint(record: Record) -> Complaint:
     """Say in one line why a record is no success: its first finding that did not hold, else the end of its error."""
     if record.unexpected_pass:
         return Complaint("known", f"to fail ({record.known})", "a pass; remove it from the known failures")
     for finding in record.findings:
         if finding.outcome is not Outcome.HELD:
-            return Complaint(finding.check, finding.expected, finding.got)
+            return Complaint(finding.check, finding.expected, finding.got, record.lapsed or "")
     lines = [line for line in (record.error or "").splitlines() if line.strip()]
-    return Complaint(record.stage or "run", "", lines[-1] if lines else f"{record.verdict}, nothing was reported")
+    last = lines[-1] if lines else f"{record.verdict}, nothing was reported"
+    return Complaint(record.stage or "run", "", last, record.lapsed or "")
 
 
 def missing(run: Run, records: Sequence[Record]) -> int:
@@ -194,6 +214,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("instruction set", environment.isa),
         ("platform", environment.platform),
         ("suite", environment.suite),
+        ("shard", run.shard or ""),
         ("seed", SEED_RULE),
         ("started", run.started),
         ("packages", others),

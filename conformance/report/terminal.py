@@ -57,6 +57,8 @@ def print_to(console: Console, run: Run, records: Sequence[Record]) -> None:
         console.print(Text(title, style="bold"), _families(own), "", sep="\n")
     _print_failures(console, summary.failures(records))
     _print_known(console, summary.known_failures(records))
+    for line in summary.debts(run, records):
+        console.print(Text(f"Known failures of {line}"))
     missing = summary.missing(run, records)
     if missing:
         console.print(Text(f"Incomplete: {missing} of {run.planned} planned records are missing.", style="bold red"))
@@ -116,6 +118,7 @@ def _line(record: Record) -> str:
         summary.one_line(complaint.check, 24),
         summary.one_line(complaint.expected, 60),
         summary.one_line(complaint.got, 80),
+        summary.one_line(complaint.lapsed, 80),
     )
     return f"{summary.one_line(record.subject.case, 120)} on {summary.one_line(record.backend, 24)}, {short}"
 

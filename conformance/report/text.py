@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from conformance.record import Outcome, Record, Verdict
 
 
@@ -9,6 +11,8 @@ def headline(record: Record) -> str:
     """One short line: the verdict, and the first thing that is wrong."""
     if record.unexpected_pass:
         return f"passes, but {record.known}: remove the known failure"
+    if record.lapsed is not None:
+        return f"{headline(replace(record, lapsed=None))}; {record.lapsed}"
     failed = [f for f in record.findings if f.outcome is not Outcome.HELD]
     if failed:
         return f"{record.verdict}: {failed[0].check}: expected {failed[0].expected}; got {failed[0].got}"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import count
 from pathlib import Path
@@ -18,14 +20,17 @@ import torch
 from torch import Tensor, fx, nn
 
 from qlib.errors import CaptureError
-from qlib.frontends.exported import export, export_strict
-from qlib.frontends.functionalize import Program, functionalize
+from qlib.frontends.exported import example_of, export, export_strict, read_module
+from qlib.frontends.functionalize import functionalize
+from qlib.frontends.memory import Program
 from qlib.frontends.normalize import fill_arguments, normalize
+from qlib.frontends.operands import tidy
 from qlib.frontends.script import script
 from qlib.frontends.torchscript import trace
 from qlib.frontends.untouched import private_copy
 from qlib.frontends.views import separate_written
 from qlib.graph import Model
+from qlib.regions import COND, LOOP, region_of
 
 Method = Callable[[nn.Module, tuple[Tensor, ...], Callable[[Tensor], str]], fx.Graph]
 
@@ -37,10 +42,16 @@ _NOT_THE_USERS = (
     "<",
 )
 
+# What TorchScript puts into the name of a class.
+_MANGLED = re.compile(r"^__torch__\.|___torch_mangle_\d+\.")
+
 # How a module's graph can be had, by name.
 METHODS: Mapping[str, Method] = MappingProxyType(
     {"export": export, "export-strict": export_strict, "trace": trace, "script": script}
 )
+
+# What the graphs of a branch and of a loop are called, before a number.
+GRAPHS: Mapping[Any, tuple[str, str]] = MappingProxyType({COND: ("true", "false"), LOOP: ("cond", "body")})
 
 
 class _Names:
@@ -80,28 +91,36 @@ class _Names:
             if not isinstance(inner, nn.Module):
                 break
             submodule = inner
-        return self._modules.get(id(submodule), ""), type_name(type(submodule))
+        return self._modules.get(id(submodule), ""), module_type(submodule)
 
 
 def _memory(tensor: Tensor) -> tuple[Any, ...]:
     return (tensor.data_ptr() or id(tensor), tensor.dtype, tensor.shape, tensor.stride())
 
 
-def type_name(kind: type) -> str:
-    """A module's class as rules name it: "nn.Linear" for the classes of torch, the qualified name for others."""
-    if kind.__module__.startswith("torch.nn."):
-        return f"nn.{kind.__name__}"
-    return f"{kind.__module__}.{kind.__qualname__}"
+def module_type(module: nn.Module) -> str:
+    """A module's class as rules name it: "nn.Linear" for the classes of torch, the qualified name for others.
+
+    A compiled module has the class that it was compiled from.
+    """
+    kind = type(module)
+    full = f"{kind.__module__}.{kind.__qualname__}"
+    if isinstance(module, torch.jit.ScriptModule):
+        full = _MANGLED.sub("", module._c._type().qualified_name())
+    return f"nn.{full.rpartition('.')[2]}" if full.startswith("torch.nn.") else full
 
 
 def capture(module: nn.Module, inputs: tuple[Tensor, ...], method: str = "export") -> fx.GraphModule:
     """Turn a module into one functional graph of ATen operators, in the normal form of `qlib.frontends.normalize`.
 
     `inputs` are example inputs, one tensor for each positional argument; the graph holds for their shapes, types and
-    layout. `method` is a key of `METHODS`. Parameters share memory with the module's, buffers are copies, and the
-    module stays as it is. Nodes carry `module_path` and `module_type` in their metadata, `shape` and `dtype` where they
-    make a tensor, and operators `source`, which is empty where the user's line is unknown. Inputs and buffers that the
-    module changes are changed by ``aten.copy_`` at the end.
+    layout. `method` is a key of `METHODS`; what is a ScriptModule already is read as one by `trace` too. Conditions and
+    loops on the data are kept as graphs within the graph by `script`, and by `export` where the module says them as
+    `torch.cond` and `while_loop`; `trace` takes the example's way. Parameters share memory with the module's, buffers
+    are copies, and the module stays as it is. Nodes carry `module_path` and `module_type` in their metadata, `shape`
+    and `dtype` where they make a tensor, and operators `source`, which is empty where the user's line is unknown.
+    ``meta["modules"]`` holds the type of every submodule by its path. Inputs and buffers that the module changes are
+    changed by ``aten.copy_`` at the end.
     Raises CaptureError where the module can't be captured that way.
     """
     if method not in METHODS:
@@ -109,41 +128,42 @@ def capture(module: nn.Module, inputs: tuple[Tensor, ...], method: str = "export
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise CaptureError(f"no capture method is named {method!r}; expected one of {', '.join(METHODS)}.{hint}")
     _check_examples(inputs)
+    if isinstance(module, torch.jit._trace.TopLevelTracedModule):  # whose parts hide their programs
+        module = torch.jit._recursive.wrap_cpp_module(module._c)
     names = _Names(module)
+    read = METHODS["script" if method == "trace" and isinstance(module, torch.jit.ScriptModule) else method]
     with _quiet():
         try:
-            graph = METHODS[method](module, tuple(private_copy(value) for value in inputs), names.of)
+            graph = read(module, tuple(private_copy(value) for value in inputs), names.of)
         except CaptureError:
             raise
         except Exception as error:
             raise CaptureError(_explain(error, method)) from error
         _rename_arguments(graph, module)
-        fill_arguments(graph)
-        graph = functionalize(Program(graph, names.state, frozenset(names.constants)), inputs)
+        return _finish(graph, module, names, inputs)
+
+
+def captured(exported: fx.GraphModule) -> fx.GraphModule:
+    """What `capture` would give for the module behind ``torch.export.export(module, inputs).module()``.
+
+    Parameters share memory with those of `exported`, which stays as it is. Raises CaptureError as `capture` does.
+    """
+    names = _Names(exported)
+    with _quiet():
+        return _finish(read_module(exported, names.of), exported, names, example_of(exported))
+
+
+def _finish(graph: fx.Graph, module: nn.Module, names: _Names, inputs: tuple[Tensor, ...]) -> fx.GraphModule:
+    """Bring a graph as a front-end delivers it into normal form, and give it its tensors."""
+    fill_arguments(graph)
+    graph = functionalize(Program(graph, names.state, frozenset(names.constants)), inputs)
     normalize(graph)
     separate_written(graph)
-    _name_modules(graph, names)
+    _number_constants(graph, names)
+    writes = graph.find_nodes(op="call_function", target=torch.ops.aten.copy_.default)
+    tidy(graph, frozenset(str(node.args[0].target) for node in writes))
+    _name_modules(graph, names, {})
     return _assemble(graph, module, names)
-
-
-def check_inputs(model: fx.GraphModule, inputs: tuple[Tensor, ...]) -> None:
-    """Raise CaptureError unless `inputs` have the shapes and types that `model` was captured for."""
-    arguments = model.graph.find_nodes(op="placeholder")
-    if len(arguments) != len(inputs):
-        names = ", ".join(str(node.target) for node in arguments)
-        raise CaptureError(f"expected {len(arguments)} inputs ({names}), found {len(inputs)}")
-    for node, value in zip(arguments, inputs, strict=True):
-        expected = f"{_dtype_name(node.meta['dtype'])}{list(node.meta['shape'])}"
-        found = f"{_dtype_name(value.dtype)}{list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        if found != expected:
-            raise CaptureError(
-                f"input {node.target!r}: expected {expected}, as the graph was captured for, found {found}; "
-                "capture the module again with inputs of this kind"
-            )
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _check_examples(inputs: tuple[Tensor, ...]) -> None:
@@ -199,17 +219,26 @@ def _explain(error: Exception, method: str) -> str:
 
 def _rename_arguments(graph: fx.Graph, module: nn.Module) -> None:
     """Call the placeholders what the module's forward calls them."""
-    parameters = list(inspect.signature(module.forward).parameters.values())
-    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    rest = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), "input")
+    named, rest = _argument_names(module)
     for position, node in enumerate(graph.find_nodes(op="placeholder")):
         node.target = named[position] if position < len(named) else f"{rest}_{position - len(named)}"
 
 
-def _name_modules(graph: fx.Graph, names: _Names) -> None:
-    """Write the first path of each node's module and its type into the metadata."""
-    known: dict[str, tuple[str, str]] = {}
+def _argument_names(module: nn.Module) -> tuple[list[str], str]:
+    """The positional arguments of a module's forward, and what those are called that come after them."""
+    if isinstance(module, torch.jit.ScriptModule):
+        schema = getattr(module, "forward", None)
+        return ([] if schema is None else [argument.name for argument in schema.schema.arguments[1:]]), "input"
+    parameters = list(inspect.signature(module.forward).parameters.values())
+    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return named, next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), "input")
+
+
+def _name_modules(graph: fx.Graph, names: _Names, known: dict[str, tuple[str, str]]) -> None:
+    """Write the first path of each node's module and its type into the metadata; `known` are those found so far."""
     for node in graph.nodes:
+        if "graph" in node.meta:
+            _name_modules(node.meta["graph"], names, known)
         path = node.meta.setdefault("module_path", "")
         if path not in known:
             known[path] = names.module(path)
@@ -218,19 +247,53 @@ def _name_modules(graph: fx.Graph, names: _Names) -> None:
 
 def _assemble(graph: fx.Graph, module: nn.Module, names: _Names) -> fx.GraphModule:
     """The graph with its tensors: parameters over the same memory, the rest as copies."""
-    _number_constants(graph, names)
-    _place_attributes(graph)
-    tensors: dict[str, Tensor] = {}
-    for node in graph.find_nodes(op="get_attr"):
-        tensor = names.state[str(node.target)]
-        if isinstance(tensor, nn.Parameter):
-            tensors[str(node.target)] = nn.Parameter(tensor.detach(), requires_grad=tensor.requires_grad)
-        else:
-            tensors[str(node.target)] = private_copy(tensor)
     graph.output_node().args = (_plain(graph.output_node().args[0]),)
-    model = Model(tensors, graph, type(module).__name__)
+    taken = {name.partition(".")[0] for name in names.state}
+    parts = _Parts(names.state, {}, (name for name in map(str, count()) if not _is_taken(name, taken)))
+    model = _model(graph, parts, type(module).__name__)
     model.train(module.training)
+    model.meta["modules"] = {
+        path: module_type(submodule) for path, submodule in module.named_modules(remove_duplicate=False)
+    }
     return model
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What models are put together from: the module's tensors, their copies so far, and free numbers for graphs."""
+
+    state: Mapping[str, Tensor]
+    copies: dict[str, Tensor]
+    numbers: Iterator[str]
+
+
+def _is_taken(number: str, taken: set[str]) -> bool:
+    return any(f"{kind}_graph_{number}" in taken for kinds in GRAPHS.values() for kind in kinds)
+
+
+def _model(graph: fx.Graph, parts: _Parts, name: str) -> Model:
+    """The model of a graph and of those within it, whose tensors of one name are one."""
+    _place_attributes(graph)
+    held: dict[str, Any] = {}
+    for node in graph.nodes:
+        region = region_of(node, lambda reference: reference.meta["graph"])
+        if region is None:
+            continue
+        number = next(parts.numbers)
+        for kind, reference in zip(GRAPHS[node.target], region.references, strict=True):
+            reference.target = f"{kind}_graph_{number}"
+            held[reference.target] = _model(reference.meta.pop("graph"), parts, reference.target)
+    for node in graph.find_nodes(op="get_attr"):
+        target = str(node.target)
+        if target not in held:
+            held[target] = parts.copies.setdefault(target, _copy(parts.state[target]))
+    return Model(held, graph, name)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(tensor.detach(), requires_grad=tensor.requires_grad)
+    return private_copy(tensor)
 
 
 def _number_constants(graph: fx.Graph, names: _Names) -> None:

@@ -19,6 +19,7 @@ from torch._ops import OpOverload
 from qlib.frontends.reductions import REDUCTIONS
 from qlib.frontends.views import permutation
 from qlib.graph import become
+from qlib.regions import references
 
 _aten = torch.ops.aten
 Rewrite = Callable[[fx.Node], None]
@@ -51,7 +52,9 @@ def _arguments(target: OpOverload) -> tuple[_Argument, ...]:
 
 
 def fill_arguments(graph: fx.Graph) -> None:
-    """Bring the arguments of every call of an ATen operator into normal form, in place."""
+    """Bring the arguments of every call of an ATen operator into normal form, in place; also in branches and loops."""
+    for reference in references(graph):
+        fill_arguments(reference.meta["graph"])
     for node in graph.nodes:
         if isinstance(node.target, OpOverload):
             _fill(node)
@@ -83,7 +86,9 @@ def _full_length(value: Any, length: int) -> list[Any]:
 
 
 def normalize(graph: fx.Graph) -> None:
-    """Rewrite a functional graph into normal form, in place, and remove what has no effect."""
+    """Rewrite a functional graph into normal form, in place, and remove what has no effect; also inside."""
+    for reference in references(graph):
+        normalize(reference.meta["graph"])
     fill_arguments(graph)
     for node in list(graph.nodes):
         if isinstance(node.target, OpOverload):

@@ -14,6 +14,8 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 from torch.fx.node import map_arg
 
+from qlib.regions import IN_PYTHON
+
 _aten = torch.ops.aten
 
 
@@ -119,7 +121,8 @@ def separate_written(graph: fx.Graph) -> None:
         return
     exposed = {node.args[0] for node in writes}
     for node in graph.nodes:
-        if node.all_input_nodes and node.all_input_nodes[0] in exposed and _may_be_view(node):
+        inputs = node.all_input_nodes if node.target in IN_PYTHON else node.all_input_nodes[:1]
+        if not exposed.isdisjoint(inputs) and _may_be_view(node):
             exposed.add(node)
     copies: dict[fx.Node, fx.Node] = {}
     for user, values in [(node, [node.args[1]]) for node in writes] + [
@@ -143,4 +146,4 @@ def _swap(old: fx.Node, new: fx.Node, node: fx.Node) -> fx.Node:
 def _may_be_view(node: fx.Node) -> bool:
     if isinstance(node.target, OpOverload):
         return any(result.alias_info is not None for result in node.target._schema.returns)
-    return node.target is operator.getitem
+    return node.target is operator.getitem or node.target in IN_PYTHON

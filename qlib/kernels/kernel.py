@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from qlib.arith import quantize_bias
 from qlib.graph import add_buffer, attribute, get_attr, op_name
 from qlib.ops import Op
 from qlib.rewrite import DEQUANTIZE, Match
@@ -44,10 +45,17 @@ class Result:
 
 @dataclass(frozen=True)
 class Runtime:
-    """An operand that is quantized at run time: the float node, and the arguments of `choose_qparams` after it."""
+    """An operand that is quantized at run time.
+
+    The float node, the arguments of `choose_qparams` after it, and the nodes of the integers that it becomes, of their
+    scale and of their zero point.
+    """
 
     node: fx.Node
     arguments: tuple[Any, ...]
+    integers: fx.Node
+    scale: fx.Node
+    zero_point: fx.Node
 
 
 @dataclass(frozen=True)
@@ -89,11 +97,18 @@ class Site:
 
     @property
     def bias(self) -> fx.Node | None:
-        """The node of the bias: int32 in steps of ``x_scale * w_scale``, or float32, or None."""
+        """The node of the bias, if any: int32 in steps of ``x_scale * w_scale`` for an input of integers, else float32.
+
+        A bias that the debug form holds as multiples of that step in float32 is made integers again.
+        """
         assert self.match.op.bias is not None
         bias = self.match.head.args[self.match.op.bias]
         if isinstance(bias, fx.Node) and op_name(bias) in DEQUANTIZE:
             bias = bias.args[0]
+        elif isinstance(bias, fx.Node) and self.sources:
+            input_scale = torch.tensor(self.sources[0].scale, dtype=torch.float32)
+            step = input_scale.double() * self.tensor(self.weight[1]).double()
+            bias = self.constant("bias_int32", quantize_bias(self.tensor(bias), step))
         assert bias is None or isinstance(bias, fx.Node)
         return bias
 

@@ -49,8 +49,8 @@ def suits(layer: Layer, dtype: torch.dtype) -> bool:
 def _wrong(layer: Layer) -> bool:
     """Whether oneDNN 3.12 gets sums of this convolution wrong, as measured: see reports/FINDINGS.md.
 
-    So it does where some window lies on padding with all its taps, and at borders where each input channel has a group
-    of its own and several output channels.
+    So it does where some window lies on padding with all its taps, at borders where each input channel has a group
+    of its own and several output channels, and where a volume's last dimension gives one output and has a stride.
     """
     if layer.window is None:
         return False
@@ -58,13 +58,19 @@ def _wrong(layer: Layer) -> bool:
     if inputs_per_group == 1 and outputs > layer.window.groups > 1:
         return True
     window, sizes, kernel = layer.window, layer.x.shape[2:], layer.weight.w.shape[2:]
-    axes = zip(sizes, kernel, window.stride, window.padding, window.dilation, strict=True)
+    axes = list(zip(sizes, kernel, window.stride, window.padding, window.dilation, strict=True))
+    if len(axes) == 3 and window.stride[-1] > 1 and _outputs_along(*axes[-1]) == 1:
+        return True
     return any(_misses_along(*axis) for axis in axes)
+
+
+def _outputs_along(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
+    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
 @cache
 def _misses_along(size: int, kernel: int, stride: int, padding: int, dilation: int) -> bool:
-    outputs = (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+    outputs = _outputs_along(size, kernel, stride, padding, dilation)
     starts = (output * stride - padding for output in range(outputs))
     return any(all(not 0 <= start + tap * dilation < size for tap in range(kernel)) for start in starts)
 

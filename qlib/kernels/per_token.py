@@ -80,7 +80,7 @@ def _linear_per_token(sums: Sums, dtype: torch.dtype) -> Callable[[Op], Implemen
             weight = Weight(*rest[:4])
             rows = qparams_of_rows(x, storage_spec(*rest[4:]))
             acc = sums(quantize(x, rows), rows.zero_point, weight)
-            y = acc.to(dtype) * rows.scale * weight.scale.to(dtype)
+            y = acc.to(dtype) * (rows.scale.to(dtype) * weight.scale.to(dtype))
             y = (y if weight.bias is None else y + weight.bias).to(torch.float32)
             return y.clamp_min(0.0) if relu else y
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field, replace
 
 from torch import fx
 
+from qlib.groups import Groups
 from qlib.ops import Family, Op, When
 from qlib.qconfig import QConfig, QConfigMapping
 from qlib.qparams import ROW, QSpec, RangeFrom
+from qlib.regions import Region, all_models, inner_model, region_in
 from qlib.rewrite import Match, find
 
 
@@ -17,45 +19,58 @@ from qlib.rewrite import Match, find
 class Placement:
     """One tensor to be quantized.
 
-    `users` are the nodes that get the quantized tensor; None stands for all of them. Placements with the same `group`
-    have the same parameters, and the first one of a group is the one that watches the data.
+    `users` are the nodes that get the quantized tensor, perhaps in graphs within the value's; None stands for all in
+    its own graph. Placements with the same `group` have the same parameters. `watches` is whether the data at this
+    place widens the group's range; where it is only what another place has seen, it doesn't need to.
     """
 
     value: fx.Node
     spec: QSpec
     users: tuple[fx.Node, ...] | None
-    group: fx.Node | None
+    group: Hashable | None
+    watches: bool = True
 
 
 @dataclass(frozen=True)
 class Annotation:
     """What will be quantized: the operators found, where activations and weights are, the rules that matched no module.
 
-    A weight is placed once for each operator that takes it, since each has its own input's scale beside it.
+    A weight is placed once for each operator that takes it, since each has its own input's scale beside it. The biases
+    of the operators in `float_biases` are to be floats in the debug form; those of others are stored as integers.
     """
 
     matches: tuple[Match, ...] = ()
     placements: tuple[Placement, ...] = ()
     weights: tuple[Placement, ...] = ()
     unused_rules: tuple[str, ...] = ()
+    float_biases: tuple[fx.Node, ...] = ()
 
 
-class _Groups:
-    """Union-find over nodes; a group is known by the node that leads it."""
+@dataclass
+class _Found:
+    """What was found so far: operators, what is quantized and how, which values share their parameters.
 
-    def __init__(self) -> None:
-        self._parent: dict[fx.Node, fx.Node] = {}
+    `crossed` are the values that came quantized into a graph or out of one; `outside` has the operand that a
+    placeholder stands for, for all but the values that a loop carries.
+    """
 
-    def find(self, node: fx.Node) -> fx.Node:
-        """The leader of the group of `node`."""
-        while (parent := self._parent.get(node, node)) is not node:
-            self._parent[node] = self._parent.get(parent, parent)
-            node = parent
-        return node
+    matches: list[Match] = field(default_factory=list)
+    produced: dict[fx.Node, QSpec] = field(default_factory=dict)
+    groups: Groups[fx.Node] = field(default_factory=Groups)
+    crossed: list[fx.Node] = field(default_factory=list)
+    outside: dict[fx.Node, fx.Node] = field(default_factory=dict)
 
-    def union(self, leader: fx.Node, node: fx.Node) -> None:
-        """Put both into one group, led by the first one's leader."""
-        self._parent[self.find(node)] = self.find(leader)
+    def copy(self) -> _Found:
+        """The same, to be changed on its own."""
+        return _Found(
+            list(self.matches), dict(self.produced), self.groups.copy(), list(self.crossed), dict(self.outside)
+        )
+
+    def cross(self, known: fx.Node, arrived: fx.Node) -> None:
+        """A quantized value gets another name in another graph."""
+        self.produced[arrived] = self.produced[known]
+        self.groups.union(known, arrived)
+        self.crossed.append(arrived)
 
 
 def annotate(model: fx.GraphModule, mapping: QConfigMapping) -> Annotation:
@@ -63,25 +78,54 @@ def annotate(model: fx.GraphModule, mapping: QConfigMapping) -> Annotation:
 
     The decision follows the flow of values, not the order of the nodes. A tensor that an integer operator makes has
     that operator's description; a float tensor that such an operator needs is quantized for it, once for each
-    description asked for.
+    description asked for. Branches and loops are part of the flow: what they yield is quantized where all that may
+    be yielded is quantized alike.
     """
-    qconfigs = {node: _qconfig(node, mapping) for node in model.graph.nodes}
-    matches, produced, groups = _find_operators(model.graph, qconfigs)
+    qconfigs = {node: _qconfig(node, mapping) for part in all_models(model) for node in part.graph.nodes}
+    found = _Found()
+    _find_operators(model, qconfigs, found)
     placements = [
-        Placement(match.tail, produced[match.tail], None, groups.find(match.tail))
-        for match in matches
-        if match.tail in produced and "dtype" in match.tail.meta  # a list of tensors is not observed, its items are
+        Placement(
+            match.tail,
+            found.produced[match.tail],
+            None,
+            found.groups.find(match.tail),
+            match.op.family is not Family.SHARED,
+        )
+        for match in found.matches
+        if match.tail in found.produced and "dtype" in match.tail.meta  # a list is not observed, its items are
     ]
-    wanted: dict[tuple[fx.Node, QSpec], list[fx.Node]] = {}
-    for match in matches:
+    placements += [
+        Placement(node, found.produced[node], None, found.groups.find(node), False) for node in found.crossed
+    ]
+    wanted: dict[tuple[fx.Node, QSpec], list[tuple[fx.Node, fx.Node]]] = {}
+    for match in found.matches:
         spec = _input_spec(match.op, qconfigs[match.head])
         for value in dict.fromkeys(match.operands):
-            if spec is not None and not _agree(produced.get(value), spec):
-                wanted.setdefault((value, spec), []).append(match.head)
-    placements += [Placement(value, spec, tuple(users), None) for (value, spec), users in wanted.items()]
-    weights = [_weight(match, qconfigs[match.head]) for match in matches if match.op.weight is not None]
-    modules = {(str(n.meta.get("module_path", "")), str(n.meta.get("module_type", ""))) for n in model.graph.nodes}
-    return Annotation(tuple(matches), tuple(placements), tuple(weights), mapping.unused(modules))
+            if spec is not None and not _agree(found.produced.get(value), spec):
+                wanted.setdefault((_names_of(value, spec, found)[-1], spec), []).append((value, match.head))
+    for (_, spec), uses in wanted.items():
+        place = _innermost([_names_of(value, spec, found) for value, _ in uses])
+        placements.append(Placement(place, spec, tuple(user for _, user in uses), None))
+    weights = [_weight(match, qconfigs[match.head]) for match in found.matches if match.op.weight is not None]
+    modules = {(str(n.meta.get("module_path", "")), str(n.meta.get("module_type", ""))) for n in qconfigs}
+    return Annotation(tuple(found.matches), tuple(placements), tuple(weights), mapping.unused(modules))
+
+
+def _names_of(value: fx.Node, spec: QSpec, found: _Found) -> list[fx.Node]:
+    """The names of a float value from the graph where it is used out to the graph that makes it.
+
+    What is quantized by its range at run time, or anew, is quantized where it is used.
+    """
+    names = [value]
+    while names[-1] in found.outside and value not in found.produced and spec.range_from is not RangeFrom.RUNTIME:
+        names.append(found.outside[names[-1]])
+    return names
+
+
+def _innermost(names: list[list[fx.Node]]) -> fx.Node:
+    """The innermost name of a value that all its users can have it from."""
+    return next(name for name in names[0] if all(name in others for others in names))
 
 
 def _weight(match: Match, qconfig: QConfig | None) -> Placement:
@@ -95,28 +139,74 @@ def _qconfig(node: fx.Node, mapping: QConfigMapping) -> QConfig | None:
     return mapping.resolve(str(node.meta.get("module_path", "")), str(node.meta.get("module_type", "")))
 
 
-def _find_operators(
-    graph: fx.Graph, qconfigs: Mapping[fx.Node, QConfig | None]
-) -> tuple[list[Match], dict[fx.Node, QSpec], _Groups]:
-    matches: list[Match] = []
-    produced: dict[fx.Node, QSpec] = {}
-    groups = _Groups()
+def _find_operators(model: fx.GraphModule, qconfigs: Mapping[fx.Node, QConfig | None], found: _Found) -> None:
     taken: set[fx.Node] = set()
 
     def accept(match: Match) -> bool:
-        return _can_quantize(match, qconfigs, produced)
+        return _can_quantize(match, qconfigs, found.produced)
 
-    for node in graph.nodes:
+    for node in model.graph.nodes:
+        region = region_in(model, node)
+        if region is not None:
+            _follow(model, region, qconfigs, found)
+            continue
         if node in taken or (match := find(node, accept)) is None:
             continue
-        matches.append(match)
+        found.matches.append(match)
         taken.update(match.nodes)
-        result = _result_spec(match, qconfigs[node], produced)
+        result = _result_spec(match, qconfigs[node], found.produced)
         if result is not None:
-            produced[match.tail] = result
+            found.produced[match.tail] = result
             if match.op.family is Family.SHARED:
-                groups.union(match.operands[0], match.tail)
-    return matches, produced, groups
+                found.groups.union(match.operands[0], match.tail)
+
+
+def _follow(model: fx.GraphModule, region: Region, qconfigs: Mapping[fx.Node, QConfig | None], found: _Found) -> None:
+    """Follow the values into a region and out of it.
+
+    A value that a loop carries is quantized where each round gives it as the first one got it; that is assumed of all
+    of them first, and of fewer where it proves wrong.
+    """
+    carried = [n for n in range(region.carried) if region.operands[n] in found.produced]
+    while True:
+        trial = found.copy() if carried else found
+        _enter(model, region, carried, qconfigs, trial)
+        agreed = [n for n in carried if _yields(region, n, trial) == trial.produced[region.operands[n]]]
+        if agreed == carried:
+            break
+        carried = agreed
+    vars(found).update(vars(trial))
+    for position in carried if region.carried else region.results:
+        if _yields(region, position, found) is None:
+            continue
+        first, *others = region.yielded(position)
+        for other in (*others, *(region.entries(position) if region.carried else ())):
+            found.groups.union(first, other)
+        for node in region.taken(position):
+            found.cross(first, node)
+
+
+def _enter(
+    model: fx.GraphModule,
+    region: Region,
+    carried: list[int],
+    qconfigs: Mapping[fx.Node, QConfig | None],
+    found: _Found,
+) -> None:
+    for position, operand in enumerate(region.operands):
+        for entry in region.entries(position):
+            if position >= region.carried:
+                found.outside[entry] = operand
+            if operand in found.produced and (position >= region.carried or position in carried):
+                found.cross(operand, entry)
+    for reference in region.references:
+        _find_operators(inner_model(model, reference), qconfigs, found)
+
+
+def _yields(region: Region, position: int, found: _Found) -> QSpec | None:
+    """How a result is quantized, None where it isn't, or not alike in all graphs that may give it."""
+    first, *others = (found.produced.get(node) for node in region.yielded(position))
+    return first if all(other == first for other in others) else None
 
 
 def _can_quantize(match: Match, qconfigs: Mapping[fx.Node, QConfig | None], produced: Mapping[fx.Node, QSpec]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,11 +17,13 @@ from qlib.fake_quantize import FAKE_QUANTIZES, RuntimeFakeQuantize
 from qlib.graph import add_buffer, attribute, copy_of, finish, get_attr, op_name
 from qlib.observers import OBSERVERS, Follower, RuntimeObserver
 from qlib.ops import BY_HEAD, Op
-from qlib.qparams import ROW, QParams
+from qlib.qparams import ROW, DType, QParams
+from qlib.regions import Region, all_models, inner_model, regions_in, set_operand, set_yielded, where_of
 from qlib.trained import settle
 
 _OBSERVERS = (*OBSERVERS.values(), Follower, *FAKE_QUANTIZES)
 _OPS = torch.ops.qlib
+_DEQUANTIZE = _OPS.dequantize_per_tensor.default
 # What chooses parameters at run time, quantizes and dequantizes by them.
 _AT_RUN_TIME = (_OPS.choose_qparams.default, _OPS.quantize_per_tensor.tensor, _OPS.dequantize_per_tensor.tensor)
 _BY_ROW = (
@@ -30,22 +33,124 @@ _BY_ROW = (
 )
 
 
-def convert(prepared: fx.GraphModule) -> fx.GraphModule:
+# How a constant stands in the debug form: the node of its integers, given the graph, the constant's name, its value,
+# and the parameters with the arguments that a quantize takes them by.
+Keep = Callable[[fx.GraphModule, str, Tensor, QParams, tuple[Any, ...]], fx.Node]
+
+
+def as_integers(
+    model: fx.GraphModule, target: str, value: Tensor, params: QParams, arguments: tuple[Any, ...]
+) -> fx.Node:
+    """The integers of a constant, stored; insert at the current point."""
+    return _hold(model, f"{target}_{params.dtype}", quantize(value, params))
+
+
+def as_quantize(
+    model: fx.GraphModule, target: str, value: Tensor, params: QParams, arguments: tuple[Any, ...]
+) -> fx.Node:
+    """The float constant and a quantize of it; groups, for which there is no such operator, as integers."""
+    if params.group_size is not None or params.dtype is DType.FLOAT16:
+        return as_integers(model, target, value, params, arguments)
+    source = get_attr(model.graph, target)
+    source.meta.update(shape=tuple(value.shape), dtype=value.dtype)
+    overload = _OPS.quantize_per_tensor.default if params.axis is None else _OPS.quantize_per_channel.default
+    dtype = STORAGE[params.dtype]
+    node = model.graph.call_function(overload, (source, *arguments, params.qmin, params.qmax, dtype))
+    node.meta.update(source.meta, dtype=dtype)
+    return node
+
+
+def _hold(model: fx.GraphModule, target: str, value: Tensor) -> fx.Node:
+    node = get_attr(model.graph, add_buffer(model, target, value))
+    node.meta.update(shape=tuple(value.shape), dtype=value.dtype)
+    return node
+
+
+def convert(prepared: fx.GraphModule, keep: Keep = as_integers) -> fx.GraphModule:
     """Return the debug form of a calibrated or trained graph: float operators on values that went through integers.
 
-    Raises CalibrationError, naming the tensor, where an observer never saw data or saw infinities.
+    Weights and other constants stand in it as `keep` says, by default as the integers that they are quantized to.
+    Quantized values get into branches and loops, and out of them, as integers. Raises CalibrationError, naming the
+    tensor and the branch, where an observer never saw data or saw infinities.
     """
     model = copy_of(prepared)
     settle(model)
-    observed = [node for node in model.graph.nodes if _is_observed(model, node)]
-    weights = [node for node in observed if _is_weight(node)]
-    for node in observed:
-        if node not in weights:
-            _quantize_activation(model, node)
-    for node in weights:
-        _quantize_weight(model, node)
+    constants: list[tuple[fx.GraphModule, fx.Node]] = []
+    _convert_activations(model, "", constants)
+    for part in all_models(model):
+        for region in regions_in(part):
+            _cross_as_integers(region)
+    for part, node in constants:
+        (_quantize_weight if _is_weight(node) else _quantize_constant)(part, node, keep)
     finish(model)
     return model
+
+
+def _convert_activations(model: fx.GraphModule, where: str, constants: list[tuple[fx.GraphModule, fx.Node]]) -> None:
+    """Quantize what is observed in a graph and those within it; the constants found are left for later."""
+    for node in [node for node in model.graph.nodes if _is_observed(model, node)]:
+        if _is_constant(node):
+            constants.append((model, node))
+        else:
+            _quantize_activation(model, node, where)
+    for region in regions_in(model):
+        for reference, place in zip(region.references, where_of(region), strict=True):
+            _convert_activations(inner_model(model, reference), f" in {place}", constants)
+
+
+def _cross_as_integers(region: Region) -> None:
+    """Let each value that is quantized alike wherever it may come from cross the border of a region as integers."""
+    for position in range(region.carried, len(region.operands)):
+        if (kind := _alike([region.operands[position]])) is not None:
+            set_operand(region.node, position, _stored(region.operands[position]))
+            _arrive(region.entries(position), kind)
+    for position in region.results:
+        yielded = region.yielded(position)
+        initial = [region.operands[position]] if region.carried else []
+        if (kind := _alike([*initial, *yielded])) is None:
+            continue
+        for graph, value in zip(region.returning, yielded, strict=True):
+            set_yielded(graph, position, _stored(value))
+        if region.carried:
+            set_operand(region.node, position, _stored(*initial))
+            _arrive(region.entries(position), kind)
+        _arrive(region.taken(position), kind)
+
+
+_Kind = tuple[float, int, torch.dtype]
+
+
+def _alike(values: Sequence[fx.Node]) -> _Kind | None:
+    """Scale, zero point and type of the integers that all of the values are dequantized from, None without such."""
+    kinds = {
+        (*value.args[1:3], _stored(value).meta["dtype"]) if value.target is _DEQUANTIZE else None for value in values
+    }
+    return kinds.pop() if len(kinds) == 1 else None
+
+
+def _stored(dequantized: fx.Node) -> fx.Node:
+    stored = dequantized.args[0]
+    assert isinstance(stored, fx.Node)
+    return stored
+
+
+def _arrive(nodes: Sequence[fx.Node], kind: _Kind) -> None:
+    """Make integers of what arrives, dequantized where it isn't quantized at once."""
+    *pair, dtype = kind
+    for node in nodes:
+        meta = dict(node.meta)
+        node.meta["dtype"] = dtype
+        users = list(node.users)
+        with node.graph.inserting_after(node):
+            real = node.graph.call_function(_DEQUANTIZE, (node, *pair))
+        real.meta = meta
+        for user in users:
+            again = user.target is _OPS.quantize_per_tensor.default
+            if again and [*user.args[1:3], user.args[-1]] == [*pair, dtype]:
+                user.replace_all_uses_with(node)
+                node.graph.erase_node(user)
+            else:
+                user.replace_input_with(node, real)
 
 
 def _is_observed(model: nn.Module, node: fx.Node) -> bool:
@@ -59,15 +164,21 @@ def _is_weight(node: fx.Node) -> bool:
     return any(op.weight is not None and user is not None and user.args[op.weight] is node for op in rows)
 
 
-def _qparams(model: nn.Module, node: fx.Node) -> QParams:
+def _is_constant(node: fx.Node) -> bool:
+    value = node.args[0]
+    return isinstance(value, fx.Node) and value.op == "get_attr"
+
+
+def _qparams(model: nn.Module, node: fx.Node, where: str = "") -> QParams:
     try:
         params: QParams = model.get_submodule(str(node.target)).qparams()  # type: ignore[operator]
     except CalibrationError as error:
-        raise CalibrationError(f"the observer of {node.args[0]!s} {error}") from error
+        hint = "; give it data that gets there" if where else ""
+        raise CalibrationError(f"the observer of {node.args[0]!s}{where} {error}{hint}") from error
     return params
 
 
-def _quantize_activation(model: fx.GraphModule, node: fx.Node) -> None:
+def _quantize_activation(model: fx.GraphModule, node: fx.Node, where: str) -> None:
     observer, value = model.get_submodule(str(node.target)), node.args[0]
     with model.graph.inserting_before(node):
         if isinstance(observer, RuntimeObserver | RuntimeFakeQuantize):
@@ -80,22 +191,35 @@ def _quantize_activation(model: fx.GraphModule, node: fx.Node) -> None:
             q = model.graph.call_function(quantize_, (value, *pair, qmin, qmax, dtype))
             dequantized = model.graph.call_function(dequantize_, (q, *pair))
         else:
-            params = _qparams(model, node)
+            params = _qparams(model, node, where)
             pair = (float(params.scale), int(params.zero_point))
             dtype = STORAGE[params.dtype]
             q = model.graph.call_function(
                 _OPS.quantize_per_tensor.default,
                 (value, *pair, params.qmin, params.qmax, dtype),
             )
-            dequantized = model.graph.call_function(_OPS.dequantize_per_tensor.default, (q, *pair))
+            dequantized = model.graph.call_function(_DEQUANTIZE, (q, *pair))
     q.meta = {**node.meta, "dtype": dtype}
     dequantized.meta = dict(node.meta)
     node.replace_all_uses_with(dequantized)
     model.graph.erase_node(node)
 
 
-def _quantize_weight(model: fx.GraphModule, node: fx.Node) -> None:
-    """Store the weight as integers, and the bias as int32 steps of the products of input and weight scale."""
+def _quantize_constant(model: fx.GraphModule, node: fx.Node, keep: Keep) -> None:
+    """A constant that an operator takes as data."""
+    target = str(node.args[0].target)  # type: ignore[union-attr]
+    params = _qparams(model, node)
+    with model.graph.inserting_before(node):
+        arguments = _arguments(model, f"{target}_{params.dtype}", params)
+        source = keep(model, target, attribute(model, target).detach(), params, arguments)
+        _dequantize(model, node, source, params, arguments)
+
+
+def _quantize_weight(model: fx.GraphModule, node: fx.Node, keep: Keep) -> None:
+    """Quantize the weight, and the bias to int32 steps of the products of input and weight scale.
+
+    An operator that no kernel takes over keeps a bias that is to be a float as it is.
+    """
     head = next(iter(node.users))
     op = BY_HEAD[op_name(head)][0]
     target = str(node.args[0].target)  # type: ignore[union-attr]
@@ -105,52 +229,69 @@ def _quantize_weight(model: fx.GraphModule, node: fx.Node) -> None:
         observer(weight)
     params = _qparams(model, node)
     input_scale, bias = _input_scale(head, op), _bias(model, head, op)
-    if input_scale is None or bias is None:
-        _replace_constant(model, node, f"{target}_{params.dtype}", quantize(weight, params), params)
-        return
-    params = replace(params, scale=widen_weight_scale(params.scale, input_scale, bias))
-    _replace_constant(model, node, f"{target}_{params.dtype}", quantize(weight, params), params)
+    if "operator" not in head.meta and head.meta.get("float_bias"):
+        bias = None
+    if input_scale is not None and bias is not None:
+        params = replace(params, scale=widen_weight_scale(params.scale, input_scale, bias))
+    with model.graph.inserting_before(node):
+        arguments = _arguments(model, f"{target}_{params.dtype}", params)
+        source = keep(model, target, weight, params, arguments)
+        _dequantize(model, node, source, params, arguments)
+    if input_scale is not None and bias is not None:
+        _quantize_bias(model, head, op, input_scale, params)
+
+
+def _quantize_bias(model: fx.GraphModule, head: fx.Node, op: Op, input_scale: Tensor, params: QParams) -> None:
+    """Store the bias as int32 and dequantize it, or store the float32 numbers that this gives."""
     assert op.bias is not None
     bias_node = head.args[op.bias]
     assert isinstance(bias_node, fx.Node)
+    target = str(bias_node.target)
+    integers, steps = bias_of_layer(attribute(model, target), input_scale, params.scale)
     with model.graph.inserting_before(head):
-        copy = get_attr(model.graph, str(bias_node.target))
+        if head.meta.get("float_bias"):
+            step = input_scale.double() * params.scale.double()
+            head.update_arg(op.bias, _hold(model, f"{target}_snapped", (integers * step).float()))
+            return
+        copy = get_attr(model.graph, target)
         copy.meta = dict(bias_node.meta)
-    head.update_arg(op.bias, copy)
-    integers, steps = bias_of_layer(bias, input_scale, params.scale)
-    _replace_constant(model, copy, f"{bias_node.target}_int32", integers, steps)
+        head.update_arg(op.bias, copy)
+        stored = f"{target}_int32"
+        arguments = _arguments(model, stored, steps)
+        _dequantize(model, copy, _hold(model, stored, integers), steps, arguments)
 
 
 def _input_scale(head: fx.Node, op: Op) -> Tensor | None:
     """The scale of the operator's input, None where it is known at run time only."""
     source = head.args[op.operands[0]] if op.operands else None
-    if isinstance(source, fx.Node) and source.target is torch.ops.qlib.dequantize_per_tensor.default:
+    if isinstance(source, fx.Node) and source.target is _DEQUANTIZE:
         return torch.tensor(source.args[1], dtype=torch.float32)
     return None
 
 
 def _bias(model: nn.Module, head: fx.Node, op: Op) -> Tensor | None:
     node = head.args[op.bias] if op.bias is not None else None
-    return attribute(model, str(node.target)) if isinstance(node, fx.Node) else None
+    return attribute(model, str(node.target)) if isinstance(node, fx.Node) and node.op == "get_attr" else None
 
 
-def _replace_constant(model: fx.GraphModule, node: fx.Node, target: str, integers: Tensor, params: QParams) -> None:
-    """Put a dequantize of stored integers in the place of `node`."""
-    with model.graph.inserting_before(node):
-        stored = get_attr(model.graph, add_buffer(model, target, integers))
-        stored.meta.update(shape=tuple(integers.shape), dtype=integers.dtype)
-        if params.axis is None and params.group_size is None:
-            arguments: tuple[Any, ...] = (stored, float(params.scale), int(params.zero_point))
-            overload = _OPS.dequantize_per_tensor.default
-        else:
-            pair = [
-                get_attr(model.graph, add_buffer(model, f"{target}_{name}", tensor))
-                for name, tensor in (("scale", params.scale), ("zero_point", params.zero_point))
-            ]
-            by_group = params.group_size is not None
-            arguments = (stored, *pair, params.group_size if by_group else params.axis)
-            overload = _OPS.dequantize_per_group.default if by_group else _OPS.dequantize_per_channel.default
-        dequantized = model.graph.call_function(overload, arguments)
+def _arguments(model: fx.GraphModule, target: str, params: QParams) -> tuple[Any, ...]:
+    """Scale and zero point as quantize and dequantize take them, and the axis or the size of groups."""
+    if params.axis is None and params.group_size is None:
+        return float(params.scale), int(params.zero_point)
+    pair = [
+        get_attr(model.graph, add_buffer(model, f"{target}_{name}", tensor))
+        for name, tensor in (("scale", params.scale), ("zero_point", params.zero_point))
+    ]
+    return (*pair, params.axis if params.group_size is None else params.group_size)
+
+
+def _dequantize(
+    model: fx.GraphModule, node: fx.Node, source: fx.Node, params: QParams, arguments: tuple[Any, ...]
+) -> None:
+    """Put a dequantize of `source` in the place of `node`."""
+    per_channel = _OPS.dequantize_per_group.default if params.group_size else _OPS.dequantize_per_channel.default
+    overload = _OPS.dequantize_per_tensor.default if len(arguments) == 2 else per_channel
+    dequantized = model.graph.call_function(overload, (source, *arguments))
     dequantized.meta = dict(node.meta)
     node.replace_all_uses_with(dequantized)
     model.graph.erase_node(node)

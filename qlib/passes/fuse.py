@@ -6,18 +6,20 @@ from torch import Tensor, fx
 
 from qlib.fold import Norm, channels_of, layer_before, scaled_weight
 from qlib.graph import add_buffer, attribute, finish, get_attr, op_name
+from qlib.regions import all_models
 
 
 def fold_batch_norm(model: fx.GraphModule) -> fx.GraphModule:
     """Fold every batch normalisation in evaluation mode into the layer before it, in place; returns `model`.
 
-    The equation is that of `qlib.fold`, in float64. A layer whose result is used elsewhere too, or whose weight is
-    computed, is left alone.
+    This is done in each graph by itself, those of branches and loops included. The equation is that of `qlib.fold`, in
+    float64. A layer whose result is used elsewhere too, or whose weight is computed, is left alone.
     """
-    for norm in list(model.graph.nodes):
-        layer = layer_before(norm) if op_name(norm) == "aten::batch_norm" else None
-        if layer is not None:
-            _fold(model, layer, norm)
+    for part in all_models(model):
+        for norm in list(part.graph.nodes):
+            layer = layer_before(norm) if op_name(norm) == "aten::batch_norm" else None
+            if layer is not None:
+                _fold(part, layer, norm)
     finish(model)
     return model
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import count
 
 import torch
@@ -17,6 +19,7 @@ from qlib.passes.fuse import fold_batch_norm
 from qlib.passes.qat import set_aside, simulate
 from qlib.qconfig import QConfig, QConfigMapping, as_mapping
 from qlib.qparams import QSpec
+from qlib.regions import add_operand, inner_model, region_in, regions_in
 
 Watch = Callable[[QSpec], nn.Module]
 
@@ -26,11 +29,18 @@ def prepare(model: fx.GraphModule, qconfig: QConfigMapping | QConfig | str | Non
 
     `qconfig` is a preset's name, a QConfig for the whole model, or a QConfigMapping. Run the result on calibration
     data and hand it to `convert`. ``result.meta["unused_rules"]`` lists the QConfig rules that no module falls under.
+    Raises QConfigError for a rule whose path the captured module does not have, and for tensors that are not float32.
     """
-    prepared = fold_batch_norm(copy_of(model))
-    _annotate_and_place(prepared, as_mapping(qconfig), observer_for)
-    prepared.recompile()
-    return prepared
+    return observe(copy_of(model), as_mapping(qconfig))
+
+
+def observe(model: fx.GraphModule, mapping: QConfigMapping) -> fx.GraphModule:
+    """Do to `model` itself what `prepare` does to a copy; returns `model`."""
+    check_paths(mapping, model.meta.get("modules", mapping.modules))
+    fold_batch_norm(model)
+    _annotate_and_place(model, mapping, observer_for)
+    model.recompile()
+    return model
 
 
 def prepare_qat(model: fx.GraphModule, qconfig: QConfigMapping | QConfig | str | None = "qat") -> fx.GraphModule:
@@ -41,53 +51,96 @@ def prepare_qat(model: fx.GraphModule, qconfig: QConfigMapping | QConfig | str |
     ``result.train()`` and ``result.eval()``. The parameters are the result's own, under the names that `model` has for
     them: an optimizer over ``result.parameters()`` leaves `model` alone. Train it, and hand it to `convert`.
     """
+    mapping = as_mapping(qconfig)
+    check_paths(mapping, model.meta.get("modules", mapping.modules))
     prepared = copy_of(model)
     own_state(prepared)
     aside = set_aside(prepared)
-    annotation = _annotate_and_place(prepared, as_mapping(qconfig), fake_quantize_for)
+    annotation = _annotate_and_place(prepared, mapping, fake_quantize_for)
     simulate(prepared, annotation, aside)
     return prepared.train()
 
 
 def _annotate_and_place(model: fx.GraphModule, mapping: QConfigMapping, watch: Watch) -> Annotation:
     annotation = annotate(model, mapping)
-    _check_types(annotation)
+    check_types(annotation)
     place_observers(model, annotation, watch)
     model.meta["unused_rules"] = annotation.unused_rules
     return annotation
 
 
-def _check_types(annotation: Annotation) -> None:
-    for value in (placement.value for placement in (*annotation.placements, *annotation.weights)):
-        if value.meta["dtype"] != torch.float32:
+def check_paths(mapping: QConfigMapping, known: Iterable[str]) -> None:
+    """Raise QConfigError, naming paths like it, for a rule whose path is not among the `known` ones."""
+    paths = [path for path in known if path]
+    for path in mapping.modules:
+        if path not in paths:
+            close = get_close_matches(path, paths, n=3) or paths[:12]
             raise QConfigError(
-                f"expected float32 tensors to quantize, found {value.meta['dtype']} at {value}: "
+                f"a QConfig is given for the module {path!r}, which the model does not have; "
+                f"expected a path such as {', '.join(map(repr, close)) or 'none, as it has no submodules'}"
+            )
+
+
+def check_types(annotation: Annotation) -> None:
+    """Raise QConfigError where a tensor is to be quantized that is not float32."""
+    for value in (placement.value for placement in (*annotation.placements, *annotation.weights)):
+        if (found := value.meta.get("dtype", "a list of tensors")) != torch.float32:
+            raise QConfigError(
+                f"expected float32 tensors to quantize, found {found} at {value}: "
                 "convert the module and its inputs by .float(), or leave this module in float by a QConfig of None"
             )
 
 
 def place_observers(model: fx.GraphModule, annotation: Annotation, watch: Watch = observer_for) -> None:
-    """Insert what `watch` makes of each placement's spec, the followers of a group referring to its leader.
+    """Insert what `watch` makes of each placement's spec: one for each group, which all its sources show their data to.
 
+    The rest of a group follows it. An observer stands in the graph that has the value.
     The nodes of each operator found carry its name in ``meta["operator"]``: what lowering goes by, so that an
     operator between two quantized ones that a QConfig leaves in float stays there.
     """
-    leaders: dict[fx.Node, nn.Module] = {}
-    observed: dict[fx.Node, fx.Node] = {}
-    names = _names(model)
+    sites = _sites(model)
+    leaders: dict[Hashable, nn.Module] = {}
     for placement in annotation.placements:
-        observer = watch(placement.spec)
-        if placement.group is not None:
-            leader = leaders.setdefault(placement.group, observer)
-            observer = observer if leader is observer else follower_of(leader)
-        node = _insert(model, placement, observed.get(placement.value, placement.value), next(names), observer)
+        if placement.group is not None and placement.watches and placement.group not in leaders:
+            leaders[placement.group] = watch(placement.spec)
+    observed: dict[fx.Node, fx.Node] = {}
+    for placement in annotation.placements:
+        if placement.group is None:
+            observer = watch(placement.spec)
+        else:
+            leader = leaders[placement.group]
+            observer = leader if placement.watches else follower_of(leader)
+        node = _insert(sites, placement, observed.get(placement.value, placement.value), observer)
         if placement.users is None:
             observed[placement.value] = node
     for placement in annotation.weights:
-        _insert(model, placement, placement.value, next(names), watch(placement.spec))
+        _insert(sites, placement, placement.value, watch(placement.spec))
     for match in annotation.matches:
         for part in match.nodes:
             part.meta["operator"] = match.op.name
+    for head in annotation.float_biases:
+        head.meta["float_bias"] = True
+
+
+@dataclass(frozen=True)
+class _Site:
+    """One graph of a model, with names for its observers, and the region that runs it: which it is in whose graph."""
+
+    model: fx.GraphModule
+    names: Iterator[str]
+    region: fx.Node | None
+    index: int
+
+
+_Sites = dict[fx.Graph, _Site]
+
+
+def _sites(model: fx.GraphModule, region: fx.Node | None = None, index: int = 0) -> _Sites:
+    sites = {model.graph: _Site(model, _names(model), region, index)}
+    for inside in regions_in(model):
+        for number, reference in enumerate(inside.references):
+            sites |= _sites(inner_model(model, reference), inside.node, number)
+    return sites
 
 
 def _names(model: nn.Module) -> Iterator[str]:
@@ -95,13 +148,27 @@ def _names(model: nn.Module) -> Iterator[str]:
     return (name for name in (f"observer_{n}" for n in count()) if not hasattr(model, name))
 
 
-def _insert(model: fx.GraphModule, placement: Placement, value: fx.Node, name: str, observer: nn.Module) -> fx.Node:
+def _insert(sites: _Sites, placement: Placement, value: fx.Node, observer: nn.Module) -> fx.Node:
     """Call the observer on `value`, and hand its result to the users that the placement names."""
-    model.add_submodule(name, observer)
+    site = sites[value.graph]
+    name = next(site.names)
+    site.model.add_submodule(name, observer)
     users = list(value.users) if placement.users is None else placement.users
-    with model.graph.inserting_after(value):
-        node = model.graph.call_module(name, (value,))
+    with value.graph.inserting_after(value):
+        node = value.graph.call_module(name, (value,))
     node.meta = dict(value.meta)
     for user in users:
-        user.replace_input_with(value, node)
+        user.replace_input_with(_reach(sites, value, user.graph), _reach(sites, node, user.graph))
     return node
+
+
+def _reach(sites: _Sites, node: fx.Node, graph: fx.Graph) -> fx.Node:
+    """What a value is called in a graph within its own, to which it is handed where it isn't yet."""
+    if node.graph is graph:
+        return node
+    site = sites[graph]
+    assert site.region is not None
+    outer = _reach(sites, node, site.region.graph)
+    region = region_in(sites[site.region.graph].model, site.region)
+    assert region is not None
+    return add_operand(region, outer)[site.index]

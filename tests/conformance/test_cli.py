@@ -17,6 +17,7 @@ from conformance import __main__ as command_line
 from conformance.backends.qlib import vocabulary
 from conformance.case import expand
 from conformance.catalog import CATALOGS, catalog
+from conformance.known import known_schema
 from conformance.load import load
 from conformance.places import bundled_specs
 from conformance.record import Verdict
@@ -99,6 +100,14 @@ def test_a_failure_ends_with_1_and_is_named(conformance: Command, tmp_path: Path
         assert f"verdicts::{name}[static-export]" in said.out.replace("\n", "")
 
 
+def test_what_a_backend_declared_that_it_can_not_is_no_failure(conformance: Command, tmp_path: Path) -> None:
+    path = written(tmp_path, VERDICTS, "verdicts")
+    said = conformance("run", path, "-k", "unsupported", "-o", tmp_path / "o")
+    assert said.code == 0
+    assert list(verdicts(tmp_path / "o" / "results.jsonl").values()) == ["unsupported"]
+    assert "unsup" in said.out
+
+
 def test_two_workers_find_what_one_process_finds(conformance: Command, tmp_path: Path) -> None:
     path = written(tmp_path, VERDICTS, "verdicts")
     codes = [conformance("run", path, "-n", n, "-o", tmp_path / str(n)).code for n in (1, 2)]
@@ -176,6 +185,12 @@ def test_folders_are_searched(conformance: Command, tmp_path: Path) -> None:
         (["show", "linear", "{small}"], 2, "6 cases fit 'linear'"),
         (["report", "{tmp}/missing.jsonl"], 2, "can't be read"),
         (["report", "{small}"], 2, "head of a run"),
+        (["run", "{small}", "--shard", "3/2"], 2, "such as 2/3"),
+        (["run", "{small}", "--resume", "{tmp}/missing.jsonl"], 2, "can't be read"),
+        (["diff", "{small}", "{small}"], 2, "head of a run"),
+        (["merge", "{tmp}/missing.jsonl", "-o", "{tmp}/o.jsonl"], 2, "can't be read"),
+        (["expect", "lint", "--backend", "qlibb"], 2, "Did you mean 'qlib'?"),
+        (["expect", "update", "{tmp}/missing.jsonl"], 2, "can't be read"),
     ],
 )
 def test_exit_codes_of_mistakes_and_of_the_environment(
@@ -208,14 +223,16 @@ def test_results_of_an_earlier_run_outlive_a_misspelt_backend(
 def test_known_failures_are_no_failures_and_must_fail(
     conformance: Command, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from conformance import known
+    from conformance import known_file
 
     (tmp_path / "expected").mkdir()
     expected = tmp_path / "expected" / "float-only.yaml"
-    monkeypatch.setattr(known, "bundled_specs", lambda: tmp_path)
-    expected.write_text("- {case: 'small::*', verdict: fallback, reason: floats}\n")
+    monkeypatch.setattr(known_file, "bundled_specs", lambda: tmp_path)
+    expected.write_text(
+        "".join(f"- {{case: small::{spec}, verdict: fallback, reason: floats}}\n" for spec in ("linear", "linear_relu"))
+    )
     assert conformance("run", small, "--backend", "float-only").code == 0
-    (tmp_path / "expected" / "qlib.yaml").write_text("- {case: 'small::linear[*', verdict: wrong, reason: old}\n")
+    (tmp_path / "expected" / "qlib.yaml").write_text("- {case: small::linear, verdict: wrong, reason: old}\n")
     said = conformance("run", small)
     assert said.code == 1 and "old" in said.out
     expected.write_text("- {case: a}\n")
@@ -282,6 +299,7 @@ def test_lint_schema_and_list_need_no_torch(small: Path) -> None:
 
 def test_the_schema_is_printed(conformance: Command) -> None:
     assert json.loads(conformance("schema").out) == json_schema()
+    assert json.loads(conformance("schema", "expected").out) == known_schema()
 
 
 def test_a_case_is_shown(conformance: Command, small: Path) -> None:
@@ -320,7 +338,7 @@ def test_a_damaged_file_is_rendered_and_said_to_be(conformance: Command, small: 
 def test_help_and_version(conformance: Command) -> None:
     said = conformance("--help")
     assert said.code == 0
-    for name in ("run", "list", "show", "lint", "schema", "report"):
+    for name in ("run", "list", "show", "lint", "schema", "report", "diff", "merge", "expect"):
         assert f"\n  {name} " in said.out
         assert conformance(name, "-h").code == 0
     assert "conformance, version" in conformance("--version").out
@@ -331,3 +349,22 @@ def test_the_console_script_is_the_same_program() -> None:
     assert script.exists() and os.access(script, os.X_OK)
     done = subprocess.run([script, "frobnicate"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
+
+
+def test_a_case_is_written_in_onnx(conformance: Command, small: Path, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx", minversion="1.20")
+    target = tmp_path / "case.onnx"
+    said = conformance("export", "linear_relu[static-export-bias=true]", small, "--onnx", target)
+    assert (said.code, said.err) == (0, ""), said.err
+    model = onnx.load(target)
+    assert model.graph.name == "small::linear_relu[static-export-bias=true]"
+    assert "QuantizeLinear" in [node.op_type for node in model.graph.node]
+
+
+def test_a_case_that_onnx_can_not_express_is_a_mistake(conformance: Command, tmp_path: Path) -> None:
+    pytest.importorskip("onnx", minversion="1.20")
+    specs = bundled_specs() / "embedding.qspec.yaml"
+    bag = next(case.id for case in expand(load(specs, vocabulary())) if case.spec_id == "bag")
+    said = conformance("export", bag, specs, "--onnx", tmp_path / "x")
+    assert said.code == 2 and "can't write aten::embedding_bag" in said.err
+    assert not (tmp_path / "x").exists()

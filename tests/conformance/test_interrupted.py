@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shlex
 import signal
 import subprocess
 import sys
@@ -96,13 +97,41 @@ def test_an_interrupted_run_keeps_its_results(tmp_path: Path, workers: str, many
     assert wait_for(lambda: recorded(tmp_path) >= 5)
     served = children(process.pid)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "interrupted; what was recorded until now is kept" in err
+    assert f"interrupted; what was recorded until now is kept in {tmp_path}/results.jsonl; go on with\n" in err
     assert "Traceback" not in err
     found = read(tmp_path / "results.jsonl")
     assert found.run.planned > len(found.records) >= 5 and found.damaged == 0
+    assert f"Incomplete: {62 - len(found.records)} of 62 planned records are missing." in out
     assert all(wait_for(lambda pid=pid: gone(pid), 5.0) for pid in served)
+    assert_resumed(tmp_path, err.strip().splitlines()[-1])
+
+
+def assert_resumed(folder: Path, command: str) -> None:
+    """The command that was printed runs what is missing, and that alone."""
+    results = folder / "results.jsonl"
+    before = results.read_bytes()
+    words = shlex.split(command)
+    assert words[1:3] == ["run", "-o"] and words[-2:] == ["--resume", str(results)]
+    done = subprocess.run([sys.executable, "-c", PROGRAM, *words[1:]], capture_output=True, text=True, check=False)
+    assert results.read_bytes().startswith(before)
+    found = read(results)
+    assert len(found.records) == len({record.subject.case for record in found.records}) == 62
+    assert (done.returncode, done.stderr) == (int(any(record.failed for record in found.records)), "")
+    assert "of 62" in done.stdout and "Incomplete" not in done.stdout
+
+
+def test_an_interruption_before_the_first_record_costs_no_earlier_results(
+    tmp_path: Path, many: tuple[str, ...]
+) -> None:
+    (tmp_path / "results.jsonl").write_text("an earlier run's\n")
+    process = started(tmp_path, "--backend", "hangs", str(written(tmp_path)))
+    assert wait_for(lambda: bool(children(process.pid)))
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "interrupted; nothing was recorded yet" in err
 
 
 def test_an_interrupted_run_leaves_no_hanging_worker(tmp_path: Path) -> None:

@@ -113,6 +113,8 @@ MISTAKES = [
     ("modes: [static]", "qconfig: defualt", 13, 14, "Did you mean 'default'"),
     ("modes: [static]", "qconfig: {activation: {dtype: uint8, observer: minmax}, weight: null}", 13, 52, "'min_max'"),
     ("modes: [static]", "qconfig: {types: {nn.Lin: null}}", 13, 23, "Did you mean 'nn.Linear'"),
+    ("modes: [static]", "qconfig: {modules: {fcc: null}}", 13, 25, "no layer 'fcc'. Did you mean 'fc'"),
+    ("modes: [static]", "qconfig: {modules: {fc.inner: null, act: null, '0': null}}", 13, 52, "no layer '0'"),
     ("modes: [static]", "matrix: {a: [1, 2]}", 13, 14, "used nowhere"),
     ("capture: [export]", "capture: ['${a}']", 14, 16, "unknown matrix name 'a'"),
     ("quantized::linear_relu: 1", "quantized::linear_rleu: 1", 16, 13, "Did you mean 'quantized::linear_relu'"),

@@ -9,11 +9,13 @@ from offered import offer
 from small_specs import LINEAR, UNSUPPORTED, VERDICTS, cases_of, written
 
 from conformance import __main__ as command_line
-from conformance import known
+from conformance import known_file
 from conformance.backends import open_backend
 from conformance.backends import qlib as bundled
 from conformance.engine import run_case
+from conformance.merge import merge
 from conformance.record import Verdict
+from conformance.shard import Shard
 from conformance.store import read
 
 pytest_plugins = ["pytester"]
@@ -238,13 +240,13 @@ def test_a_backend_that_does_not_exist(pytester: pytest.Pytester) -> None:
 @pytest.fixture
 def expected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file of the known failures of `float-only`."""
-    monkeypatch.setattr(known, "bundled_specs", lambda: tmp_path)
+    monkeypatch.setattr(known_file, "bundled_specs", lambda: tmp_path)
     (tmp_path / "expected").mkdir()
     return tmp_path / "expected" / "float-only.yaml"
 
 
 def test_known_failures_are_expected(pytester: pytest.Pytester, small: Path, expected: Path) -> None:
-    expected.write_text("- {case: 'small::linear_relu*', verdict: fallback, stage: judge, reason: no integers here}\n")
+    expected.write_text("- {case: 'small::linear_relu', verdict: fallback, stage: judge, reason: no integers here}\n")
     result = pytester.runpytest("--backend", "float-only", "-rx")
     result.assert_outcomes(xfailed=4, failed=2)
     result.stdout.fnmatch_lines(["XFAIL small.qspec.yaml::linear_relu*no integers here*"])
@@ -252,13 +254,14 @@ def test_known_failures_are_expected(pytester: pytest.Pytester, small: Path, exp
 
 def test_a_known_failure_of_another_kind_still_fails(pytester: pytest.Pytester, small: Path, expected: Path) -> None:
     expected.write_text(
-        "- {case: 'small::*', verdict: wrong, reason: r}\n- {case: '*', verdict: fallback, stage: lower, reason: r}\n"
+        "- {case: small::linear, verdict: wrong, reason: r}\n"
+        "- {case: small::linear_relu, verdict: fallback, stage: lower, reason: r}\n"
     )
     pytester.runpytest("--backend", "float-only").assert_outcomes(failed=6)
 
 
 def test_a_known_failure_that_passes_fails(pytester: pytest.Pytester, small: Path, expected: Path) -> None:
-    expected.with_name("qlib.yaml").write_text("- {case: 'small::linear[*', verdict: wrong, reason: was broken}\n")
+    expected.with_name("qlib.yaml").write_text("- {case: 'small::linear', verdict: wrong, reason: was broken}\n")
     result = pytester.runpytest()
     result.assert_outcomes(passed=4, failed=2)
     result.stdout.fnmatch_lines(["passes, but expected wrong: was broken: remove the known failure"])
@@ -267,9 +270,7 @@ def test_a_known_failure_that_passes_fails(pytester: pytest.Pytester, small: Pat
 @pytest.mark.usefixtures("no_training")
 def test_an_unsupported_case_that_is_known_to_be_is_expected(pytester: pytest.Pytester, expected: Path) -> None:
     written(pytester.path, UNSUPPORTED, "unsupported")
-    expected.with_name("qlib.yaml").write_text(
-        "- {case: 'verdicts::unsupported*', verdict: unsupported, reason: qat}\n"
-    )
+    expected.with_name("qlib.yaml").write_text("- {case: 'verdicts::unsupported', verdict: unsupported, reason: qat}\n")
     pytester.runpytest("-k", "unsupported").assert_outcomes(xfailed=1)
 
 
@@ -363,3 +364,45 @@ def test_the_decorator_on_a_file_with_mistakes(pytester: pytest.Pytester) -> Non
     result = pytester.runpytest("--ignore=specs")
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*SpecError*specs/small.qspec.yaml:1:*"])
+
+
+# ---- shards
+
+
+@pytest.mark.parametrize("extra", [(), ("-n", "2")])
+def test_shards_are_those_of_the_command_line_and_can_be_joined(
+    pytester: pytest.Pytester, small: Path, extra: tuple[str, ...]
+) -> None:
+    ids = []
+    for index in ("1", "2"):
+        options = ("--shard", f"{index}/2", "-k", "linear_relu", "--conformance-results", f"{index}.jsonl")
+        pytester.runpytest_subprocess(*options, *extra)
+        found = read(pytester.path / f"{index}.jsonl")
+        assert (found.run.shard, len(found.run.cases), found.run.planned) == (f"{index}/2", 4, len(found.records))
+        assert all(Shard(int(index), 2).holds(record.subject.case) for record in found.records)
+        ids += [record.subject.case for record in found.records]
+    assert sorted(ids) == sorted(found.run.cases)
+    merged = merge([(Path(name), read(pytester.path / name)) for name in ("1.jsonl", "2.jsonl")])
+    assert merged.missing == () and len(merged.results.records) == 4
+    assert merged.results.run.versions["qlib"].keys() == {"qlib", "torch"}
+
+
+@pytest.mark.usefixtures("small")
+def test_a_choice_that_leaves_some_backends_of_a_case_is_no_plan(pytester: pytest.Pytester) -> None:
+    options = ("--backend", "qlib", "--backend", "float-only", "-k", "float-only or linear_relu")
+    pytester.runpytest(*options, "--conformance-results", "r.jsonl")
+    assert read(pytester.path / "r.jsonl").run.cases == {}
+
+
+@pytest.mark.usefixtures("small")
+def test_what_is_no_shard_is_refused(pytester: pytest.Pytester) -> None:
+    result = pytester.runpytest("--shard", "3/2")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*expected a shard as i/n*found '3/2'*"])
+
+
+def test_an_expired_known_failure_fails_and_says_so(pytester: pytest.Pytester, small: Path, expected: Path) -> None:
+    expected.write_text("- {case: small::linear, verdict: fallback, reason: floats, expires: 2020-01-01}\n")
+    result = pytester.runpytest("--backend", "float-only", "-k", "linear[")
+    result.assert_outcomes(failed=2, deselected=4)
+    result.stdout.fnmatch_lines(["fallback: *; known until 2020-01-01: floats"])

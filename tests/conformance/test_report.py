@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from synthetic_records import BACKENDS, make_record, make_records, make_run, make_subject
 
-from conformance.record import Finding, Measures, Outcome, Record, Subject, Verdict
+from conformance.record import Debt, Finding, Measures, Outcome, Record, Subject, Verdict
 from conformance.report import FORMATS, html, junit, markdown, summary, terminal
 
 HOSTILE = "</script><img src=x onerror=alert(1)> \"'`|` @everyone \x1b[31m\x00 & ]]> <!-- ${{7*7}}"
@@ -492,3 +492,24 @@ def test_keyboard_moves_opens_steps_closes_and_returns(dom: Dom, many: list[Reco
 def test_subjects_of_the_page_are_the_fields_of_subject() -> None:
     fields = html.payload(make_run(1), [make_record(make_subject(0))])["cases"]["fields"]
     assert fields == list(Subject.__dataclass_fields__)
+
+
+# ---- known failures
+
+
+@pytest.mark.parametrize("name", ["terminal", "markdown", "html"])
+def test_the_debt_of_known_failures_is_told(name: str) -> None:
+    records = [replace(make_record(make_subject(n), verdict=Verdict.WRONG), known="r") for n in range(3)]
+    debt = (Debt("qlib", 2, 1, 1, "2025-03-01"), Debt("torchao", 0))
+    shown = import_module(FORMATS[name][0]).render(replace(make_run(3), debt=debt), records)
+    assert "qlib: 2 entries cover 3 cases, the oldest of 2025-03-01, 1 expired, 1 for other versions" in " ".join(
+        shown.split()
+    )
+    assert "torchao: 0 entries" not in shown
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_failure_whose_entry_has_expired_is_told(name: str) -> None:
+    record = replace(make_record(make_subject(0), verdict=Verdict.WRONG), lapsed="known until 2025-01-01: a reason")
+    shown = import_module(FORMATS[name][0]).render(make_run(1), [record])
+    assert "known until 2025-01-01: a reason" in " ".join(shown.split())

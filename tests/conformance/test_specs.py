@@ -5,22 +5,18 @@ import json
 import re
 import textwrap
 from collections import Counter
-from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 
 import pytest
-from synthetic_records import make_record, make_subject
 
 from conformance.backends import open_backend
 from conformance.backends.qlib import vocabulary
 from conformance.case import Case, expand, item_name
 from conformance.catalog import catalog
 from conformance.engine import run_case
-from conformance.known import load_known
 from conformance.load import SpecFile, discover, load, load_text
 from conformance.places import bundled_specs
-from conformance.record import Verdict
 from conformance.source import Factory
 from conformance.spec import json_schema
 from conformance.vocabulary import Mode
@@ -137,14 +133,6 @@ def test_the_readmes_spec_is_valid_and_holds() -> None:
     assert len(found) >= 8
     verdicts = {case.id: str(run_case(case, open_backend("qlib"), "qlib").record.verdict) for case in found}
     assert verdicts == dict.fromkeys(verdicts, "native")
-
-
-@pytest.mark.parametrize("path", sorted((bundled_specs() / "expected").glob("*.yaml")), ids=lambda path: path.stem)
-def test_known_failures_name_cases_that_exist(path: Path) -> None:
-    for entry in load_known(path):
-        assert entry.verdict is not Verdict.NATIVE
-        records = (make_record(replace(make_subject(0), case=case.id)) for case in cases())
-        assert any(entry.names(record) for record in records), f"{entry.case} names no case"
 
 
 def test_a_few_cases_of_each_file_hold() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,9 +15,11 @@ from qlib.passes.convert import convert
 from qlib.passes.lower import lower
 from qlib.passes.prepare import prepare
 from qlib.qconfig import QConfig, QConfigMapping
+from qlib.regions import COND, LOOP, repeat, take
 
 aten = torch.ops.aten
 QConfigs = QConfigMapping | QConfig | str | None
+Block = Callable[..., Sequence[fx.Node]]
 
 
 @dataclass
@@ -49,6 +52,46 @@ class Draft:
         model = Model(self.root, self.graph)
         model.graph.lint()
         return model
+
+    def cond(self, predicate: fx.Node, operands: Sequence[fx.Node], *blocks: Block) -> tuple[fx.Node, ...]:
+        """A branch; each block gets a draft of its own and what the operands are called there."""
+        references, models = zip(*(self._inner(block, operands) for block in blocks), strict=True)
+        node = self.graph.call_function(COND, (predicate, *references, tuple(operands)))
+        values = [self.values[operand] for operand in operands]
+        return self._results(node, take(bool(self.values[predicate]), *models, values))
+
+    def loop(
+        self, going: Block, body: Block, carried: Sequence[fx.Node], further: Sequence[fx.Node] = ()
+    ) -> tuple[fx.Node, ...]:
+        """A loop; the blocks get what is carried and then the further operands."""
+        references, models = zip(*(self._inner(b, [*carried, *further]) for b in (going, body)), strict=True)
+        going_graph = models[0].graph
+        going_graph.output_node().args = (going_graph.output_node().args[0][0],)
+        models[0].recompile()
+        node = self.graph.call_function(LOOP, (*references, tuple(carried), tuple(further)))
+        values = [[self.values[operand] for operand in operands] for operands in (carried, further)]
+        return self._results(node, repeat(*models, *values))
+
+    def _inner(self, block: Block, operands: Sequence[fx.Node]) -> tuple[fx.Node, Model]:
+        inner = Draft(random=self.random)
+        entries = [
+            inner._note(inner.graph.placeholder(f"p{n}"), self.values[operand], "", "")
+            for n, operand in enumerate(operands)
+        ]
+        inner.graph.output(tuple(block(inner, *entries)))
+        model = Model(inner.root, inner.graph)
+        name = f"graph_{len(self.root._modules)}"
+        self.root.add_module(name, model)
+        reference = self.graph.create_node("get_attr", name)
+        reference.meta = {"module_path": "", "module_type": ""}
+        return reference, model
+
+    def _results(self, node: fx.Node, values: Sequence[Tensor]) -> tuple[fx.Node, ...]:
+        node.meta = {"module_path": "", "module_type": "", "source": "model.py:3"}
+        return tuple(
+            self._note(self.graph.call_function(operator.getitem, (node, n)), value, "", "")
+            for n, value in enumerate(values)
+        )
 
     def _note(self, node: fx.Node, value: Any, path: str, kind: str) -> fx.Node:
         self.values[node] = value

@@ -9,7 +9,8 @@ from captures import ALL, BOTH, Of, assert_same, check, image, ops
 from torch import Tensor, nn
 
 from qlib.errors import CaptureError
-from qlib.frontends.capture import capture, check_inputs
+from qlib.frontends.capture import capture
+from qlib.signature import check_inputs
 
 
 class Block(nn.Module):

@@ -259,6 +259,20 @@ def test_one_weight_serves_every_scale_and_window() -> None:
         assert Layer(x, x_scale, 5, w, scale, zero, bias, Target(90.0, 128), window).wrong("fast") == 0
 
 
+@pytest.mark.parametrize("shape", [(2, 1, 6, 5, 3), (1, 3, 4, 4, 4)])
+@pytest.mark.parametrize("stride", [2, 3])
+def test_a_stride_along_a_dimension_with_one_output(shape: tuple[int, ...], stride: int) -> None:
+    random = torch.Generator().manual_seed(3)
+    x = torch.randint(0, 256, shape, dtype=torch.uint8, generator=random)
+    w = torch.randint(-128, 128, (2, shape[1], 2, 3, 3), dtype=torch.int8, generator=random)
+    scale, zero, window = (
+        torch.full((2,), 0.1),
+        torch.zeros(2, dtype=torch.int32),
+        ([1, 1, stride], [0] * 3, [1] * 3, 1),
+    )
+    assert Layer(x, 0.1, 5, w, scale, zero, None, Target(30.0, 128), window).wrong("fast") == 0
+
+
 def test_a_copy_of_packed_weights_is_packed_anew() -> None:
     w = torch.randint(-128, 128, (8, 64), dtype=torch.int8, generator=torch.Generator().manual_seed(9))
     layer = small(w)

@@ -18,7 +18,6 @@ from qlib import interpret
 from qlib.fake_quantize import FakeQuantize, LearnableFakeQuantize
 from qlib.fold import Norm
 from qlib.frontends.capture import capture
-from qlib.oracle import values_of
 from qlib.passes.prepare import prepare_qat
 from qlib.qconfig import PRESETS, QConfig, QConfigMapping
 from qlib.quantize import MODES, distill
@@ -155,17 +154,20 @@ def test_the_equation_of_training() -> None:
     module[1].running_var.copy_(torch.tensor([0.5, 1.0, 2.0, 4.0]))
     x = drawn(4, 3, 6, 6)
     prepared = prepare_qat(capture(module, (x,)), PRESETS["default"])
-    found = values_of(prepared, (x,))
+    found: dict[type[nn.Module], list[Tensor]] = {}
+    for part in prepared.children():
+        part.register_forward_hook(lambda m, _, y: found.setdefault(type(m), []).append(y))
+    prepared(x)
     conv, norm = module
     factor = norm.weight / torch.sqrt(torch.tensor([0.5, 1.0, 2.0, 4.0]) + norm.eps)
     layer = next(m for m in prepared.modules() if isinstance(m, TrainedLayer))
     scaled = layer.weight.fake_quantize(conv.weight * factor[:, None, None, None])
-    quantized = next(v for k, v in found.items() if k.startswith("observer") and v.shape == x.shape)
+    quantized = next(y for y in found[FakeQuantize] if y.shape == x.shape)
     y = nn.functional.conv2d(quantized, scaled) / factor[:, None, None, None].reshape(1, -1, 1, 1)
     wanted = nn.functional.batch_norm(
         y + conv.bias[:, None, None], None, None, norm.weight, norm.bias, training=True, eps=norm.eps
     )
-    after_norm = next(v for k, v in found.items() if k.startswith("norm"))
+    (after_norm,) = found[FoldedBatchNorm]
     assert torch.allclose(after_norm, wanted, atol=1e-4)
 
 
@@ -341,8 +343,8 @@ def test_a_layer_left_in_float_is_trained_with_its_norm() -> None:
     train(prepared, x)
     debug, _ = assert_settles(prepared, x)
     assert names(debug).count("batch_norm") == 1
-    assert prepare_qat(capture(module, (x,)), QConfigMapping(None, {"typo": None})).meta["unused_rules"] == (
-        "modules: typo",
+    assert prepare_qat(capture(module, (x,)), QConfigMapping(None, {}, {"nn.LSTM": None})).meta["unused_rules"] == (
+        "types: nn.LSTM",
     )
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from captures import Of
-from graphs import Draft, Forms, QConfigs, aten, example, forms
+from graphs import Draft, Forms, QConfigs, example, forms
+from growth import qconfig_for, single
 from test_model_forms import WAYS
 from ties import Target, errors
 from torch import Tensor, fx, nn
@@ -18,17 +19,11 @@ from torch._ops import OpOverload
 from qlib import quantize_model
 from qlib.graph import attribute, op_name
 from qlib.kernels import KERNELS, boundary, implementation
-from qlib.ops import OPS
+from qlib.ops import OPS, Op, When
 from qlib.oracle import Step, replay
-from qlib.passes import reference as rewriting
-from qlib.passes.reference import BORDERS, REWRITES, reference
-from qlib.qconfig import PRESETS, QConfigMapping, at_run_time
+from qlib.passes.reference import reference
+from qlib.spelled import BORDERS, REWRITES
 
-# Kernels whose inputs are quantized at run time.
-AT_RUN_TIME = {
-    "linear_dynamic": QConfigMapping(at_run_time(PRESETS["default"])),
-    "linear_per_token": QConfigMapping(at_run_time(PRESETS["per_token"])),
-}
 QCONFIGS = ("default", "int8", "asymmetric_weight", "per_tensor", "reduced_range", "int16")
 
 
@@ -66,92 +61,76 @@ def wrong(step: Step) -> int:
     return errors(step.given, step.real, step.magnitude, target)
 
 
-Build = Callable[[Draft], fx.Node]
-
-
-def after_conv(target: Any, *args: Any) -> Build:
-    return lambda draft: draft.call(target, draft.conv(draft.input(2, 3, 5, 4), 4), *args)
-
-
-def pair(target: Any) -> Build:
-    def build(draft: Draft) -> fx.Node:
-        x = draft.input(2, 3, 5, 4)
-        return draft.call(target, draft.conv(x, 4, "one"), draft.conv(x, 4, "two"))
-
-    return build
-
-
-def joined(draft: Draft) -> fx.Node:
-    x = draft.input(2, 3, 5)
-    return draft.call(aten.cat.default, [draft.conv(x, 4, "one"), draft.conv(x, 2, "two")], 1)
-
-
-def piece(draft: Draft) -> fx.Node:
-    pieces = draft.call(aten.chunk.default, draft.conv(draft.input(2, 3, 5, 4), 4), 2, 1)
-    return draft.call(operator.getitem, pieces, 1)
-
-
-def squared(draft: Draft) -> fx.Node:
-    x = draft.linear(draft.input(2, 4, 3), 4)
-    return draft.call(aten.matmul.default, x, x)
-
-
-def prelu(draft: Draft) -> fx.Node:
-    return draft.call(aten.prelu.default, draft.conv(draft.input(2, 3, 5), 4), draft.draw("act.weight", 4))
-
-
-def linear(draft: Draft) -> fx.Node:
-    return draft.linear(draft.input(3, 7), 5)
-
-
-# One graph for each kernel, by the kernel's name.
-KINDS: dict[str, Build] = {
-    "linear": linear,
-    "linear_dynamic": lambda draft: draft.relu(linear(draft)),
-    "linear_per_token": lambda draft: draft.relu(linear(draft)),
-    "conv": lambda draft: draft.relu(draft.conv(draft.input(2, 3, 5, 4), 4)),
-    "table": after_conv(aten.hardswish.default),
-    "parametric_table": prelu,
-    "channel_table": lambda draft: draft.relu(draft.batch_norm(draft.input(2, 3, 5))),
-    "combine": pair(aten.add.Tensor),
-    "mul": pair(aten.mul.Tensor),
-    "matmul": squared,
-    "join": joined,
-    "monotone": after_conv(aten.max_pool2d.default, [3, 3], [1, 1], [1, 1]),
-    "averaging": after_conv(aten.avg_pool2d.default, [2, 2]),
-    "move": piece,
-    "pad": after_conv(aten.constant_pad_nd.default, [1, 0, 0, 2]),
+# A row for each kernel.
+ROW_OF = {op.kernel: op for op in reversed(OPS.values())}
+# Kernels that compute in float64 by their nature, or because ATen has no other kernel for what they do.
+IN_FLOAT = {op.kernel for op in OPS.values() if op.when is When.WEIGHT_ONLY} | {
+    "computed",
+    "homogeneous",
+    "averaging",
+    "monotone",
 }
 
 
-def made(kind: str, qconfig: QConfigs) -> Forms:
-    draft = Draft()
-    return forms(draft.done(KINDS[kind](draft)), AT_RUN_TIME.get(kind, qconfig))
+def grown(op: Op, qconfig: QConfigs, number: int = 6) -> Forms:
+    model = single(op, number)
+    assert model is not None, f"{op.name} does not fit"
+    return forms(model, qconfig)
 
 
-def test_every_rewrite_has_a_graph() -> None:
-    assert set(KINDS) == set(REWRITES)
-    assert set(REWRITES) <= set(KERNELS)
+def made(kind: str, qconfig: str) -> Forms:
+    return grown(ROW_OF[kind], qconfig_for(ROW_OF[kind], qconfig))
+
+
+def rows_in(found: Forms) -> set[Any]:
+    return {node.meta.get("operator") for node in found.debug.graph.nodes}
+
+
+@pytest.mark.parametrize("name", sorted(OPS))
+def test_every_row_is_spelled_out(name: str) -> None:
+    for number in (4, 7):
+        found = grown(OPS[name], qconfig_for(OPS[name]), number)
+        assert name in rows_in(found)
+        form = reference(found.debug)
+        assert_only_aten(form)
+        assert_same_integers(found, form, found.inputs)
+
+
+def test_every_kernel_is_spelled_out() -> None:
+    assert set(REWRITES) == set(KERNELS)
 
 
 @pytest.mark.parametrize("qconfig", QCONFIGS)
-@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("kind", sorted(kind for kind, op in ROW_OF.items() if op.when is When.STATIC))
 def test_a_kernel_of_each_kind(kind: str, qconfig: str) -> None:
     found = made(kind, qconfig)
+    assert ROW_OF[kind].name in rows_in(found)
     form = reference(found.debug)
-    used = {op.kernel for op in OPS.values() if op.name in {n.meta.get("operator") for n in found.debug.graph.nodes}}
-    assert kind in used
     assert_only_aten(form)
     assert_same_integers(found, form, found.inputs)
     assert_same_integers(found, form, tuple(3 * x for x in example(found.debug, 5)))
 
 
-@pytest.mark.parametrize("kind", sorted(set(KINDS) - set(AT_RUN_TIME)))
+WEIGHT_ONLY = ("weight_only_int8", "weight_only_int4", "embedding_byte", "embedding_4bit")
+
+
+@pytest.mark.parametrize("qconfig", WEIGHT_ONLY)
+@pytest.mark.parametrize("kind", ["linear_weight_only", "embedding", "embedding_bag"])
+def test_each_way_of_storing_weights(kind: str, qconfig: str) -> None:
+    for number in range(3):
+        found = grown(ROW_OF[kind], qconfig, number)
+        if kind == "linear_weight_only" or "embedding" in qconfig:
+            assert kind in {OPS[name].kernel for name in rows_in(found) if name}
+        assert_same_integers(found, reference(found.debug), found.inputs)
+
+
+@pytest.mark.parametrize("kind", sorted(set(KERNELS) - IN_FLOAT))
 def test_only_scales_and_roundings_are_in_float(kind: str) -> None:
     found = made(kind, "default")
     form = reference(found.debug)
     allowed = {"div", "round", "add", "clamp", "nan_to_num", "to", "sub", "mul"}
-    held_in_float = {"avg_pool2d"} if kind == "averaging" else set()
+    # What chooses ranges at run time, and what stays in float around the operator.
+    run_time = {"flatten", "constant_pad_nd", "amin", "amax", "masked_fill", "rsub", "leaky_relu", "reshape"}
     names: set[str] = set()
 
     class Watch(fx.Interpreter):
@@ -162,7 +141,7 @@ def test_only_scales_and_roundings_are_in_float(kind: str) -> None:
             return value
 
     Watch(form).run(*found.inputs)
-    assert names <= allowed | held_in_float
+    assert names <= allowed | (run_time if ROW_OF[kind].when is not When.STATIC else set())
 
 
 @pytest.mark.parametrize("border", [name for name, *_ in boundary.OPERATORS])
@@ -309,6 +288,27 @@ def test_a_dynamic_module(name: str) -> None:
     assert_same_integers(found, form, tuple(-2 * x for x in inputs))
 
 
+def branching(self: Any, x: Tensor) -> Tensor:
+    y = self.one(x)
+    return torch.cond(y.sum() > 0, lambda v: torch.relu(self.two(v)), self.three, (y,))
+
+
+def test_branches_are_spelled_out() -> None:
+    torch.manual_seed(11)
+    module = Of(branching, {"one": nn.Linear(6, 5), "two": nn.Linear(5, 5), "three": nn.Linear(5, 5)})
+    x = torch.randn(3, 6)
+    found = quantize_model(module.eval(), (x,), [(x,), (-x,)])
+    form = reference(found.debug)
+    graphs = [part.graph for part in form.modules() if isinstance(part, fx.GraphModule)]
+    assert len(graphs) == 3
+    assert not [node for graph in graphs for node in graph.nodes if str(node.target).startswith("qlib")]
+    taken = {bool(module.one(y).sum() > 0) for y in (x, -x)}
+    assert taken == {True, False}
+    with implementation("reference"):
+        for y in (x, -x):
+            assert torch.equal(form(y), found.final(y))
+
+
 def test_an_exported_module_gives_the_same_graph_as_a_traced_one() -> None:
     one, other = (quantized("residual, gate, shared", "static", "default", m)[0] for m in ("export", "trace"))
     assert targets(reference(one.debug)) == targets(reference(other.debug))
@@ -324,18 +324,6 @@ def test_another_batch_size(name: str, batch: int) -> None:
     assert torch.equal(reference(found.debug)(x), expected)
 
 
-def test_an_operator_without_a_rewrite_stays_in_float(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = made("combine", "default")
-    rest = {kernel: rewrite for kernel, rewrite in REWRITES.items() if kernel != "combine"}
-    monkeypatch.setattr(rewriting, "REWRITES", rest)
-    form = reference(found.debug)
-    assert_only_aten(form)
-    sums = [n for n in form.graph.nodes if n.name in {m.name for m in found.debug.graph.nodes} and "add" in n.name]
-    assert [op_name(n) for n in sums] == ["aten::add"]
-    explained = replay(found.debug, form, found.inputs).steps
-    assert [wrong(step) for step in explained] == [0] * len(explained)
-
-
 def test_the_debug_form_is_left_alone() -> None:
     found = made("conv", "default")
     before, state = targets(found.debug), set(found.debug.state_dict())
@@ -346,14 +334,14 @@ def test_the_debug_form_is_left_alone() -> None:
     assert torch.equal(found.debug(*found.inputs), expected)
 
 
-@pytest.mark.parametrize("buffer", ["conv.weight_int8", "conv.bias_int32", "conv.multiplier"])
+@pytest.mark.parametrize("buffer", ["row.weight_int8", "row.bias_int32", "row.multiplier"])
 def test_a_changed_constant_is_noticed(buffer: str) -> None:
     found = made("conv", "default")
     form = WAYS["deepcopy"](reference(found.debug), None)  # type: ignore[arg-type]
     constant = attribute(form, buffer)
     constant.flatten()[0] += {torch.int8: 30, torch.int32: 100_000}.get(constant.dtype, 1.0)
     (step,) = [step for step in replay(found.debug, form, found.inputs).steps if wrong(step)]
-    assert step.operator == "aten.relu"
+    assert step.operator == "aten.conv1d"
 
 
 @pytest.mark.parametrize("way", sorted(WAYS))

@@ -198,3 +198,15 @@ def test_operands_of_a_match_are_read_from_its_head() -> None:
     assert isinstance(match, Match)
     assert match.op.short_name == "mul_relu"
     assert match.operands == (x, y)
+
+
+def test_a_bag_of_the_overload_without_a_padding_index_is_found() -> None:
+    draft = Draft()
+    indices, offsets = (
+        draft.constant("indices", torch.tensor([1, 0, 2])),
+        draft.constant("offsets", torch.tensor([0, 2])),
+    )
+    bag = draft.call(aten.embedding_bag.default, draft.draw("table.weight", 3, 4), indices, offsets)
+    draft.done(draft.call(operator.getitem, bag, 0))
+    match = find(bag, lambda match: True)
+    assert match is not None and match.op.kernel == "embedding_bag"

@@ -125,18 +125,6 @@ def test_a_module_that_is_scripted_already() -> None:
     assert_same(again(x), module(x))
 
 
-class OfData(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        if bool(x.sum() > 0):
-            return x
-        return -x
-
-
-def test_a_condition_on_data_names_its_line() -> None:
-    with pytest.raises(CaptureError, match=r"depend on the data, found aten::Bool .* at test_script.py:\d+"):
-        capture(OfData().eval(), (torch.rand(2),), "script")
-
-
 class Raises(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 3:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
+
+from qlib.oracle import replay
 
 
 @dataclass(frozen=True)
@@ -37,3 +39,14 @@ def errors(given: Tensor, real: Tensor, magnitude: Tensor, target: Target) -> in
     bound = 8 * 2.0**-24 * (magnitude + abs(target.zero_point) + 1)
     tie = ((expected - found).abs() == 1) & ((real - boundary).abs() <= bound)
     return int(((expected != found) & ~tie).sum())
+
+
+def disagreements(debug: fx.GraphModule, form: fx.GraphModule, inputs: tuple[Tensor, ...]) -> int:
+    """How many integers of a form are neither those that its debug form says, nor neighbours across a tie."""
+    return sum(
+        errors(
+            step.given, step.real, step.magnitude, Target(1.0, step.zero_point, step.qmin, step.qmax, step.given.dtype)
+        )
+        for step in replay(debug, form, inputs).steps
+        if step.zero_point is not None
+    )

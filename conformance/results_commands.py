@@ -1,0 +1,86 @@
+"""The commands `diff` and `merge`, which read results files and run nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from conformance.command import FAILED, OK, USAGE, write
+from conformance.diff import Difference, Kind, compare
+from conformance.merge import merge
+from conformance.report.difference import FORMATS
+from conformance.store import Results, read, write_all
+
+MOST = 20
+RESULTS = click.Path(path_type=Path, dir_okay=False)
+
+
+def read_whole(path: Path) -> Results:
+    """Read a results file; lines that can't be read are said to be left out."""
+    found = read(path)
+    if found.damaged:
+        click.echo(f"{path}: {found.damaged} line(s) could not be read and are left out", err=True)
+    return found
+
+
+@click.command("diff")
+@click.argument("before", type=RESULTS)
+@click.argument("after", type=RESULTS)
+@click.option("--format", "name", default="terminal", show_default=True, type=click.Choice(list(FORMATS)))
+@click.option("-o", "--output", type=RESULTS, help="Write to this file instead of the terminal.")
+def diff_command(before: Path, after: Path, name: str, output: Path | None) -> int:
+    """Compare two results files, case by case.
+
+    A case regressed or improved where its verdict did (native, fallback, unsupported, vacuous, wrong, timeout, crash,
+    error); it changed where its operators, failed checks, distance in quanta, or signal to noise by more than 1 dB did.
+    Versions and machines may differ and are listed. Seconds are not compared.
+
+    A case can only be compared where both files ask the same: its spec with the matrix's values put in, and its
+    seed. Others are incomparable, and so are all cases of files of older versions of the suite, which did not say.
+
+    \b
+    Exit status:
+      0  no case regressed, or only such as the second file knows to fail; changed, added
+         and removed cases are listed and are no failure
+      1  a case regressed, or the second file's run is incomplete
+      2  a case is incomparable, whatever else was found; or the files have no case in common
+    """
+    difference = compare(read_whole(before), read_whole(after))
+    text = FORMATS[name](difference)
+    if output is None:
+        click.echo(text, nl=False)
+    else:
+        click.echo(f"written: {write(output, text)}")
+    return _status(difference)
+
+
+def _status(difference: Difference) -> int:
+    if difference.of(Kind.INCOMPARABLE):
+        return USAGE
+    return FAILED if difference.missing or any(change.counts for change in difference.changes) else OK
+
+
+@click.command("merge")
+@click.argument("shards", nargs=-1, required=True, type=RESULTS)
+@click.option("-o", "--output", required=True, type=RESULTS, help="The results file to write.")
+def merge_command(shards: tuple[Path, ...], output: Path) -> int:
+    """Join the results files of `run --shard i/n` into one, from which `report`, `diff` and `expect` go on.
+
+    The shards must be of the same specs, options, backends and package versions; machines may differ.
+
+    \b
+    Exit status:
+      0  every planned case is there once
+      1  planned cases are missing; those that are there are written
+      2  the files are not shards of one run, or a case is in two of them
+    """
+    merged = merge([(path, read_whole(path)) for path in shards])
+    write_all(output, merged.results)
+    click.echo(f"written: {output} ({len(merged.results.records)} of {merged.results.run.planned} records)")
+    if not merged.missing:
+        return OK
+    lines = [f"  {case} on {backend}" for backend, case in merged.missing[:MOST]]
+    more = [f"  and {len(merged.missing) - MOST} more"] if len(merged.missing) > MOST else []
+    click.echo("\n".join([f"{len(merged.missing)} planned record(s) are missing:", *lines, *more]), err=True)
+    return FAILED

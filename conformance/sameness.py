@@ -1,0 +1,66 @@
+"""Whether two results files are parts of one run: the same plan, asked of the same software."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+
+from conformance.record import Run
+
+MOST = 3
+
+
+def differences(one: Run, other: Run) -> list[str]:
+    """Say in what two heads differ so that their records can't stand in one file; empty where they don't."""
+    shards = [f"shard: {one.shard or 'all'}, now {other.shard or 'all'}"] if one.shard != other.shard else []
+    software = software_differences(one, other)
+    return [*plan_differences(one, other), *software, *machine_differences(one, other), *shards]
+
+
+def plan_differences(one: Run, other: Run) -> list[str]:
+    """Say in what two plans differ: backends, and cases by id and fingerprint."""
+    found = []
+    if not one.cases:
+        found.append("it holds no plan: expected a file of 'conformance run' of this version")
+    if one.backends != other.backends:
+        found.append(f"backends: {', '.join(one.backends)}; now {', '.join(other.backends)}")
+    if one.cases:
+        changed = [case for case in one.cases if other.cases.get(case, one.cases[case]) != one.cases[case]]
+        found += _some("cases that are gone", [case for case in one.cases if case not in other.cases])
+        found += _some("cases that are new", [case for case in other.cases if case not in one.cases])
+        found += _some("cases whose spec has changed", changed)
+    return found
+
+
+def software_differences(one: Run, other: Run) -> list[str]:
+    """Say which packages and backends have other versions."""
+    before, after = one.environment, other.environment
+    found = list(_changed("package", before.packages, after.packages))
+    found += _changed("version", _own(one), _own(other))
+    for backend in one.backends:
+        found += _changed(f"backend {backend}", one.versions.get(backend, {}), other.versions.get(backend, {}))
+    return found
+
+
+def machine_differences(one: Run, other: Run) -> list[str]:
+    """Say in what the machines differ."""
+    return list(_changed("machine", _machine(one), _machine(other)))
+
+
+def _own(run: Run) -> dict[str, str]:
+    return {"suite": run.environment.suite, "Python": run.environment.python}
+
+
+def _machine(run: Run) -> dict[str, str]:
+    environment = run.environment
+    return {"CPU": environment.cpu, "instruction set": environment.isa, "platform": environment.platform}
+
+
+def _changed(what: str, one: Mapping[str, str], other: Mapping[str, str]) -> Iterator[str]:
+    for name in sorted({*one, *other}):
+        if one.get(name) != other.get(name):
+            yield f"{what}: {name} {one.get(name, 'not there')}, now {other.get(name, 'not there')}"
+
+
+def _some(what: str, cases: Collection[str]) -> list[str]:
+    more = ", ..." if len(cases) > MOST else ""
+    return [f"{what}: {len(cases)} ({', '.join(list(cases)[:MOST])}{more})"] if cases else []

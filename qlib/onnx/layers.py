@@ -1,0 +1,183 @@
+"""Operators with weights, products of matrices and normalisations, as ONNX's operators."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import fx
+
+from qlib.onnx.borders import Emit
+from qlib.onnx.draft import TYPES, Draft, refuse, shape_of
+
+
+def linear(draft: Draft, node: fx.Node) -> str:
+    """``Gemm`` for a matrix, which engines know with its bias; more dimensions are laid out as one matrix."""
+    x, weight, bias = node.args[:3]
+    if x.target is torch.ops.qlib.dequantize_per_tensor.tensor:  # type: ignore[union-attr]
+        return _linear_of_integers(draft, node)
+    rows, columns = shape_of(x), shape_of(node)
+    name = draft.value(x, node)
+    if len(rows) != 2:
+        flat = draft.integers([prod(rows[:-1]), rows[-1]], f"{node.name}_flat")
+        name = draft.add("Reshape", [name, flat], f"{node.name}_matrix")
+    given = [name, draft.value(weight, node), *([] if bias is None else [draft.value(bias, node)])]
+    if len(rows) == 2:
+        return draft.add("Gemm", given, node.name, transB=1)
+    product = draft.add("Gemm", given, f"{node.name}_product", transB=1)
+    return draft.add("Reshape", [product, draft.integers(columns, f"{node.name}_shape")], node.name)
+
+
+def _linear_of_integers(draft: Draft, node: fx.Node) -> str:
+    """A linear layer of an input quantized at run time: ``MatMulInteger``, then both scales and the bias in float."""
+    x, weight, bias = node.args[:3]
+    assert isinstance(x, fx.Node) and isinstance(weight, fx.Node)
+    q, scale, zero_point = (draft.value(a, node) for a in x.args)
+    w, w_scale, w_point = weight.args[:3]
+    assert isinstance(w, fx.Node)
+    stored = draft.stored(w)
+    columns = draft.constant(stored.t().contiguous(), f"{node.name}_weight")
+    point = draft.add("Cast", [zero_point], f"{node.name}_zero_point", to=TYPES[x.args[0].meta["dtype"]])  # type: ignore[union-attr]
+    points, scales = (
+        draft.stored(value).to(dtype) if isinstance(value, fx.Node) else torch.tensor(value, dtype=dtype)
+        for value, dtype in ((w_point, stored.dtype), (w_scale, torch.float32))
+    )
+    given = [q, columns, point, draft.constant(points, f"{node.name}_weight_zero_point")]
+    acc = draft.add("Cast", [draft.add("MatMulInteger", given, f"{node.name}_sums")], f"{node.name}_float", to=1)
+    step = draft.add("Mul", [scale, draft.constant(scales, f"{node.name}_weight_scale")], f"{node.name}_step")
+    if bias is None:
+        return draft.add("Mul", [acc, step], node.name)
+    product = draft.add("Mul", [acc, step], f"{node.name}_product")
+    return draft.add("Add", [product, draft.value(bias, node)], node.name)
+
+
+def _batched(draft: Draft, node: fx.Node, dims: int) -> str:
+    x = node.args[0]
+    name = draft.value(x, node)
+    if len(shape_of(x)) == dims + 2:
+        return name
+    return draft.add("Unsqueeze", [name, draft.integers([0], f"{node.name}_axis")], f"{node.name}_batch")
+
+
+def _unbatched(draft: Draft, node: fx.Node, name: str, dims: int) -> str:
+    if len(shape_of(node)) == dims + 2:
+        return name
+    return draft.add("Squeeze", [name, draft.integers([0], f"{node.name}_axis")], node.name)
+
+
+def convolution(draft: Draft, node: fx.Node) -> str:
+    """``Conv``."""
+    arguments: tuple[Any, ...] = node.args
+    _, weight, bias, stride, padding, dilation, groups = arguments
+    kernel = shape_of(weight)[2:]
+    given = [_batched(draft, node, len(kernel)), draft.value(weight, node)]
+    given += [] if bias is None else [draft.value(bias, node)]
+    batch = len(shape_of(node)) == len(kernel) + 2
+    y = draft.add(
+        "Conv",
+        given,
+        node.name if batch else f"{node.name}_y",
+        kernel_shape=kernel,
+        strides=list(stride),
+        pads=[*padding, *padding],
+        dilations=list(dilation),
+        group=groups,
+    )
+    return _unbatched(draft, node, y, len(kernel))
+
+
+def transposed(draft: Draft, node: fx.Node) -> str:
+    """``ConvTranspose``."""
+    arguments: tuple[Any, ...] = node.args
+    _, weight, bias, stride, padding, output_padding, groups, dilation = arguments
+    kernel = shape_of(weight)[2:]
+    given = [_batched(draft, node, len(kernel)), draft.value(weight, node)]
+    given += [] if bias is None else [draft.value(bias, node)]
+    batch = len(shape_of(node)) == len(kernel) + 2
+    y = draft.add(
+        "ConvTranspose",
+        given,
+        node.name if batch else f"{node.name}_y",
+        kernel_shape=kernel,
+        strides=list(stride),
+        pads=[*padding, *padding],
+        output_padding=list(output_padding),
+        dilations=list(dilation),
+        group=groups,
+    )
+    return _unbatched(draft, node, y, len(kernel))
+
+
+def product(draft: Draft, node: fx.Node) -> str:
+    """``MatMul``."""
+    return draft.add("MatMul", [draft.value(a, node) for a in node.args[:2]], node.name)
+
+
+def embedding(draft: Draft, node: fx.Node) -> str:
+    """``Gather`` of rows."""
+    weight, indices = node.args[:2]
+    return draft.add("Gather", [draft.value(weight, node), draft.value(indices, node)], node.name, axis=0)
+
+
+def layer_norm(draft: Draft, node: fx.Node) -> str:
+    """``LayerNormalization`` over the last dimensions."""
+    arguments: tuple[Any, ...] = node.args
+    x, shape, weight, bias, eps = arguments[:5]
+    ones = draft.constant(torch.ones(shape), f"{node.name}_ones") if weight is None else draft.value(weight, node)
+    given = [draft.value(x, node), ones, *([] if bias is None else [draft.value(bias, node)])]
+    return draft.add("LayerNormalization", given, node.name, axis=-len(shape), epsilon=float(eps))
+
+
+def group_norm(draft: Draft, node: fx.Node) -> str:
+    """``GroupNormalization``."""
+    arguments: tuple[Any, ...] = node.args
+    x, groups, weight, bias, eps = arguments[:5]
+    channels = shape_of(x)[1]
+    scale = draft.constant(torch.ones(channels), f"{node.name}_ones") if weight is None else draft.value(weight, node)
+    shift = draft.constant(torch.zeros(channels), f"{node.name}_zeros") if bias is None else draft.value(bias, node)
+    given = [draft.value(x, node), scale, shift]
+    return draft.add("GroupNormalization", given, node.name, num_groups=groups, epsilon=float(eps))
+
+
+def instance_norm(draft: Draft, node: fx.Node) -> str:
+    """``InstanceNormalization`` by the statistics of the data."""
+    arguments: tuple[Any, ...] = node.args
+    x, weight, bias, mean, _, by_data, _, eps = arguments[:8]
+    if not by_data and mean is not None:
+        return batch_norm(draft, node)
+    channels = shape_of(x)[1]
+    scale = draft.constant(torch.ones(channels), f"{node.name}_ones") if weight is None else draft.value(weight, node)
+    shift = draft.constant(torch.zeros(channels), f"{node.name}_zeros") if bias is None else draft.value(bias, node)
+    return draft.add("InstanceNormalization", [draft.value(x, node), scale, shift], node.name, epsilon=float(eps))
+
+
+def batch_norm(draft: Draft, node: fx.Node) -> str:
+    """``BatchNormalization`` by running statistics."""
+    arguments: tuple[Any, ...] = node.args
+    x, weight, bias, mean, variance, training, _, eps = arguments[:8]
+    if training or mean is None or variance is None:
+        raise refuse(node, "batch normalisation by the statistics of the batch")
+    channels = shape_of(x)[1]
+    scale = draft.constant(torch.ones(channels), f"{node.name}_ones") if weight is None else draft.value(weight, node)
+    shift = draft.constant(torch.zeros(channels), f"{node.name}_zeros") if bias is None else draft.value(bias, node)
+    statistics = [draft.value(mean, node), draft.value(variance, node)]
+    given = [draft.value(x, node), scale, shift, *statistics]
+    return draft.add("BatchNormalization", given, node.name, epsilon=float(eps))
+
+
+LAYERS: Mapping[str, Emit] = MappingProxyType(
+    {
+        "aten::linear": linear,
+        **{f"aten::conv{d}d": convolution for d in (1, 2, 3)},
+        **{f"aten::conv_transpose{d}d": transposed for d in (1, 2, 3)},
+        **{f"aten::{name}": product for name in ("matmul", "bmm", "mm")},
+        "aten::embedding": embedding,
+        "aten::layer_norm": layer_norm,
+        "aten::group_norm": group_norm,
+        "aten::instance_norm": instance_norm,
+        "aten::batch_norm": batch_norm,
+    }
+)

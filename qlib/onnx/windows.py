@@ -1,0 +1,175 @@
+"""Pooling, reductions, padding and resampling, as ONNX's operators."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from qlib.onnx.borders import Emit
+from qlib.onnx.draft import Draft, refuse, shape_of
+
+
+def _with_batch(draft: Draft, node: fx.Node, dims: int) -> tuple[str, bool]:
+    """The input with a batch, and whether it had one."""
+    x = node.args[0]
+    name = draft.value(x, node)
+    if len(shape_of(x)) == dims + 2:
+        return name, True
+    return draft.add("Unsqueeze", [name, draft.integers([0], f"{node.name}_axis")], f"{node.name}_batch"), False
+
+
+def _pool(draft: Draft, node: fx.Node, kind: str, dims: int, **attributes: Any) -> str:
+    x, batch = _with_batch(draft, node, dims)
+    y = draft.add(kind, [x], node.name if batch else f"{node.name}_y", **attributes)
+    return y if batch else draft.add("Squeeze", [y, draft.integers([0], f"{node.name}_axis")], node.name)
+
+
+def _max_pool(draft: Draft, node: fx.Node) -> str:
+    arguments: tuple[Any, ...] = node.args
+    _, kernel, stride, padding, dilation, ceil = arguments[:6]
+    return _pool(
+        draft,
+        node,
+        "MaxPool",
+        len(kernel),
+        kernel_shape=list(kernel),
+        strides=list(stride),
+        pads=[*padding, *padding],
+        dilations=list(dilation),
+        ceil_mode=int(ceil),
+    )
+
+
+def _avg_pool(draft: Draft, node: fx.Node) -> str:
+    arguments: tuple[Any, ...] = node.args
+    _, kernel, stride, padding, ceil, include = arguments[:6]
+    if len(arguments) > 6 and arguments[6] is not None:
+        raise refuse(node, "a divisor of its own")
+    return _pool(
+        draft,
+        node,
+        "AveragePool",
+        len(kernel),
+        kernel_shape=list(kernel),
+        strides=list(stride),
+        pads=[*padding, *padding],
+        ceil_mode=int(ceil),
+        count_include_pad=int(include),
+    )
+
+
+def _adaptive(kind: str) -> Emit:
+    """A pooling to a given size: one over everything, or one with equal windows where the size divides."""
+
+    def emit(draft: Draft, node: fx.Node) -> Any:
+        size = list(node.args[1])  # type: ignore[arg-type]
+        whole = shape_of(node.args[0])[-len(size) :]
+        size = [have if want is None else want for want, have in zip(size, whole, strict=True)]
+        if set(size) == {1}:
+            found = _pool(draft, node, f"Global{kind}", len(size))
+        elif any(have % want for want, have in zip(size, whole, strict=True)):
+            raise refuse(node, f"windows of different sizes, from {whole} to {size}")
+        else:
+            kernel = [have // want for want, have in zip(size, whole, strict=True)]
+            found = _pool(draft, node, kind, len(size), kernel_shape=kernel, strides=kernel)
+        return (found,) if "max" in str(node.target) else found
+
+    return emit
+
+
+def _reduce(kind: str) -> Emit:
+    """A reduction over the dimensions named, or over all of them."""
+
+    def emit(draft: Draft, node: fx.Node) -> str:
+        arguments: tuple[Any, ...] = (*node.args[1:], None, False)
+        dims, keep = arguments[:2]
+        dims = [dims] if isinstance(dims, int) else list(dims or [])
+        given = [draft.value(node.args[0], node)]
+        given += [draft.integers(dims, f"{node.name}_axes")] if dims else []
+        return draft.add(kind, given, node.name, keepdims=int(bool(keep)))
+
+    return emit
+
+
+def _order(draft: Draft, node: fx.Node) -> tuple[str, ...]:
+    """``TopK``; a sort is the first so many as there are."""
+    arguments: tuple[Any, ...] = node.args
+    if "topk" in str(node.target):
+        x, count, dim, largest, ordered = arguments[:5]
+    else:
+        if len(arguments) > 1 and isinstance(arguments[-1], bool) and len(arguments) == 4:
+            _, _, dim, largest = arguments
+        else:
+            _, dim, largest = arguments[:3]
+        x, ordered = arguments[0], True
+        count = shape_of(x)[dim]
+    given = [draft.value(x, node), draft.integers([count], f"{node.name}_count")]
+    names = [node.name, f"{node.name}_indices"]
+    return draft.add_many("TopK", given, names, axis=dim, largest=int(largest), sorted=int(ordered))
+
+
+def _pad(mode: str) -> Emit:
+    """``Pad`` with a number, or with what lies at the border."""
+
+    def emit(draft: Draft, node: fx.Node) -> str:
+        arguments: tuple[Any, ...] = node.args
+        x, pads = arguments[:2]
+        dims = len(shape_of(x))
+        before, after = [0] * dims, [0] * dims
+        for n in range(len(pads) // 2):
+            before[dims - 1 - n], after[dims - 1 - n] = pads[2 * n], pads[2 * n + 1]
+        given = [draft.value(x, node), draft.integers([*before, *after], f"{node.name}_pads")]
+        given += [draft.value(arguments[2], node)] if mode == "constant" else []
+        return draft.add("Pad", given, node.name, mode=mode)
+
+    return emit
+
+
+def _resize(mode: str) -> Emit:
+    """``Resize`` by the factors that the module was written with, else to the captured size.
+
+    Both give the same size, but a position in the source is the position in the result divided by the factor as given.
+    """
+
+    def emit(draft: Draft, node: fx.Node) -> str:
+        corners = mode == "linear" and bool(node.args[2])
+        where = "align_corners" if corners else ("half_pixel" if mode == "linear" else "asymmetric")
+        last: tuple[Any, ...] = node.args[3 if mode == "linear" else 2 :]
+        factors = [float(factor) for factor in pytree.tree_leaves(last) if factor is not None]
+        given = [draft.value(node.args[0], node), ""]
+        if len(factors) == len(shape_of(node)) - 2:
+            given += [draft.constant([1.0, 1.0, *factors], f"{node.name}_factors", torch.float32)]
+        else:
+            given += ["", draft.integers(shape_of(node), f"{node.name}_sizes")]
+        nearest = "floor" if mode == "nearest" else None
+        return draft.add(
+            "Resize", given, node.name, mode=mode, coordinate_transformation_mode=where, nearest_mode=nearest
+        )
+
+    return emit
+
+
+WINDOWS: Mapping[str, Emit] = MappingProxyType(
+    {
+        **{f"aten::max_pool{d}d": _max_pool for d in (1, 2, 3)},
+        **{f"aten::avg_pool{d}d": _avg_pool for d in (1, 2, 3)},
+        **{f"aten::adaptive_avg_pool{d}d": _adaptive("AveragePool") for d in (1, 2, 3)},
+        **{f"aten::adaptive_max_pool{d}d": _adaptive("MaxPool") for d in (1, 2, 3)},
+        "aten::mean": _reduce("ReduceMean"),
+        "aten::sum": _reduce("ReduceSum"),
+        "aten::amax": _reduce("ReduceMax"),
+        "aten::amin": _reduce("ReduceMin"),
+        "aten::topk": _order,
+        "aten::sort": _order,
+        "aten::constant_pad_nd": _pad("constant"),
+        **{f"aten::reflection_pad{d}d": _pad("reflect") for d in (1, 2, 3)},
+        **{f"aten::replication_pad{d}d": _pad("edge") for d in (1, 2, 3)},
+        **{f"aten::upsample_nearest{d}d": _resize("nearest") for d in (1, 2, 3)},
+        **{f"aten::upsample_{k}linear{d}d": _resize("linear") for k, d in (("", 1), ("bi", 2), ("tri", 3))},
+    }
+)

@@ -1,0 +1,49 @@
+"""Look-ups in tables, and operators of several tensors that are rounded once."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from qlib.kernels import KERNELS, Site, Source
+from qlib.spelled.formulas import ATEN, call, requantized, shifted, times
+
+
+def table(site: Site) -> fx.Node:
+    """The kernel's table, or its tables for each channel, at the index of each stored integer."""
+    graph = site.model.graph
+    x, entries = KERNELS[site.match.op.kernel].arguments(site)
+    index = [shifted(graph, x, torch.iinfo(site.sources[0].dtype).min)]
+    if site.tensor(entries).dim() == 2:
+        _, channels, *rest = site.match.operands[0].meta["shape"]
+        index.insert(0, site.constant("channels", torch.arange(channels).reshape(-1, *[1] * len(rest))))
+    return call(graph, ATEN.index.Tensor, entries, index)
+
+
+def combine(site: Site) -> fx.Node:
+    """A sum, difference or extremum, in steps of the result."""
+    graph = site.model.graph
+    a, b = (_rescaled(site, source) for source in site.sources)
+    return requantized(graph, call(graph, site.match.head.target, a, b), site.bounded_result)
+
+
+def product(site: Site) -> fx.Node:
+    """A product of two tensors, element by element or of matrices."""
+    graph, (a, b), result = site.model.graph, site.sources, site.bounded_result
+    pair = [shifted(graph, source.node, source.zero_point) for source in (a, b)]
+    found = call(graph, site.match.head.target, *pair)
+    return requantized(graph, times(graph, found, a.scale * b.scale / result.scale), result)
+
+
+def join(site: Site) -> fx.Node:
+    """Each tensor requantized to the result's parameters, then put together."""
+    graph, head = site.model.graph, site.match.head
+    pieces = [requantized(graph, _rescaled(site, source), site.bounded_result) for source in site.sources]
+    return call(graph, head.target, pieces, *head.args[1:])
+
+
+def _rescaled(site: Site, source: Source) -> fx.Node:
+    """An operand in steps of the result, in float64."""
+    graph = site.model.graph
+    integers = shifted(graph, source.node, source.zero_point)
+    return times(graph, integers, source.scale / site.bounded_result.scale)

@@ -1,0 +1,207 @@
+"""What is written in ONNX means what the debug form means: checked with ONNX's own reference implementation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import qlib
+from qlib.executed import output_scales
+
+onnx = pytest.importorskip("onnx", minversion="1.20")
+from onnx.reference import ReferenceEvaluator  # noqa: E402
+
+from qlib.onnx import EMITTERS, OPSET, to_onnx  # noqa: E402
+
+
+class Function(nn.Module):
+    """Something done to the result of a layer, so that its operand is quantized."""
+
+    def __init__(self, call, layer=None):
+        super().__init__()
+        self.call = call
+        self.layer = layer or nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x: Tensor):
+        return self.call(self.layer(x))
+
+
+class Weighted(nn.Module):
+    """As `Function`, with tensors of its own."""
+
+    def __init__(self, call, **tensors):
+        super().__init__()
+        self.call = call
+        self.layer = nn.Conv2d(3, 4, 3, padding=1)
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor)
+
+    def forward(self, x: Tensor):
+        return self.call(self, self.layer(x))
+
+
+IMAGE = (2, 3, 8, 8)
+MODULES = {
+    "linear": (nn.Linear(12, 5), (4, 12)),
+    "linear of a stack": (nn.Linear(12, 5), (2, 3, 12)),
+    "linear of a vector": (nn.Linear(12, 5, bias=False), (12,)),
+    "conv1d": (nn.Conv1d(3, 4, 3, stride=2, padding=1, dilation=2), (2, 3, 15)),
+    "conv2d, grouped": (nn.Conv2d(4, 6, 3, groups=2, padding=(1, 0)), (2, 4, 7, 8)),
+    "conv2d without a batch": (nn.Conv2d(3, 6, 3), (3, 7, 8)),
+    "conv3d": (nn.Conv3d(2, 3, 2), (1, 2, 4, 5, 6)),
+    "conv_transpose2d": (nn.ConvTranspose2d(3, 4, 3, stride=2, padding=1, output_padding=1), IMAGE),
+    "conv, batch norm, relu": (nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()), IMAGE),
+    "matmul": (Function(lambda y: y @ y.transpose(-1, -2)), IMAGE),
+    "add, mul and sub": (Function(lambda y: (y + y.flip(0)) * y - y.relu()), IMAGE),
+    "alpha": (Function(lambda y: torch.add(y, y.relu(), alpha=3)), IMAGE),
+    "numbers": (Function(lambda y: (2.5 - y * 0.25 + 1) / 3), IMAGE),
+    "extrema": (Function(lambda y: torch.maximum(torch.minimum(y, y.flip(1)), y.neg())), IMAGE),
+    "cat and stack": (Function(lambda y: torch.stack([torch.cat([y, y.relu()], 1)] * 2, 1)), IMAGE),
+    "split": (Function(lambda y: torch.cat([part.relu() for part in y.split([1, 3], 1)], 1)), IMAGE),
+    "chunk and unbind": (Function(lambda y: y.chunk(2, 1)[1] + y.unbind(0)[0][2:]), IMAGE),
+    "moves": (
+        Function(lambda y: y.permute(0, 2, 3, 1).flatten(1, 2).unsqueeze(1).roll(1, 2).repeat(1, 2, 1, 1)),
+        IMAGE,
+    ),
+    "slices": (Function(lambda y: y[:, 1:3, ::2, -3:].flip(3)), IMAGE),
+    "indices": (Weighted(lambda m, y: y.index_select(1, m.i) + y[:, [2, 0]], i=torch.tensor([1, 3])), IMAGE),
+    "gather": (Weighted(lambda m, y: y.gather(1, m.i), i=torch.zeros(2, 2, 8, 8, dtype=torch.int64)), IMAGE),
+    "pixel shuffle": (Function(lambda y: F.pixel_unshuffle(F.pixel_shuffle(y, 2), 2)), IMAGE),
+    "max pool": (Function(nn.MaxPool2d(3, 2, 1, ceil_mode=True)), IMAGE),
+    "average pool": (Function(nn.AvgPool2d(3, 2, 1, count_include_pad=False)), IMAGE),
+    "adaptive pools": (Function(lambda y: F.adaptive_avg_pool2d(y, 1) + F.adaptive_avg_pool2d(y, 4)), IMAGE),
+    "reductions": (Function(lambda y: y.mean((2, 3)) + y.sum(3).amax(2) + y.amin((2, 3))), IMAGE),
+    "largest": (Function(lambda y: y.topk(3, 3)[0] + y.sort(3, descending=True)[0][..., :3]), IMAGE),
+    "pads": (Function(lambda y: F.pad(F.pad(y, (1, 2, 0, 1), value=0.5), (1, 1, 1, 1), "reflect")), IMAGE),
+    "nearest": (Function(nn.Upsample(scale_factor=2)), IMAGE),
+    "bilinear": (Function(lambda y: F.interpolate(y, scale_factor=1.5, mode="bilinear")), (1, 3, 7, 6)),
+    "bilinear by corners": (Function(lambda y: F.interpolate(y, (9, 5), mode="bilinear", align_corners=True)), IMAGE),
+    "layer norm": (nn.Sequential(nn.Linear(12, 8), nn.LayerNorm(8)), (4, 12)),
+    "group norm": (Function(nn.GroupNorm(2, 4)), IMAGE),
+    "instance norm": (Function(nn.InstanceNorm2d(4, affine=True)), IMAGE),
+    "softmax": (Function(lambda y: y.softmax(1)), IMAGE),
+    "float between": (Function(lambda y: torch.where(torch.sin(y) > 0, torch.cos(y), torch.full_like(y, 2.0))), IMAGE),
+    "embedding": (
+        Weighted(lambda m, y: y + F.embedding(m.i, m.w), i=torch.tensor([1, 2] * 4), w=torch.randn(3, 8)),
+        IMAGE,
+    ),
+    **{
+        type(act).__name__: (Function(act), IMAGE)
+        for act in (
+            *(
+                nn.ReLU6(),
+                nn.Sigmoid(),
+                nn.Tanh(),
+                nn.Hardsigmoid(),
+                nn.Hardswish(),
+                nn.ELU(0.7),
+                nn.CELU(2.0),
+                nn.SELU(),
+            ),
+            *(
+                nn.GELU(),
+                nn.LeakyReLU(0.2),
+                nn.Mish(),
+                nn.SiLU(),
+                nn.PReLU(4),
+                nn.Softplus(2, 3),
+                nn.Threshold(0.1, 0.3),
+            ),
+            *(nn.Hardtanh(-0.5, 2.0),),
+        )
+    },
+}
+
+
+def written_and_run(module: nn.Module, shape, mode="static", qconfig="default"):
+    torch.manual_seed(0)
+    x = torch.randn(shape)
+    forms = qlib.quantize_model(module.eval(), (x,), [(torch.randn(shape),) for _ in range(3)], mode, qconfig, "trace")
+    model = to_onnx(forms.debug)
+    (given,) = (value.name for value in model.graph.input)
+    found = torch.tensor(ReferenceEvaluator(model).run(None, {given: x.numpy()})[0])
+    with torch.no_grad():
+        return forms.debug, x, found, forms.debug(x)
+
+
+def assert_same(debug, x: Tensor, found: Tensor, expected: Tensor):
+    """Equal, but by one quantum where the exact number lies at the boundary of a rounding, before float32's errors."""
+    assert found.shape == expected.shape and found.dtype == expected.dtype
+    step = output_scales(debug)[0]
+    if step is None:
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        return
+    apart = (found - expected).abs() / step > 0.01
+    if apart.any():
+        assert ((found - expected)[apart].abs() / step).max() < 1.01
+        real = qlib.replay(debug, debug, (x,)).steps[-1].real[apart]
+        assert ((real - real.floor() - 0.5).abs() < 1e-3).all()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_meaning_is_kept(name):
+    debug, x, found, expected = written_and_run(*MODULES[name])
+    assert_same(debug, x, found, expected)
+
+
+@pytest.mark.parametrize("qconfig", ["int8", "symmetric", "reduced_range", "per_tensor", "asymmetric_weight", "int16"])
+def test_every_kind_of_parameters(qconfig):
+    debug, x, found, expected = written_and_run(nn.Sequential(nn.Linear(12, 8), nn.ReLU()), (4, 12), qconfig=qconfig)
+    assert_same(debug, x, found, expected)
+
+
+@pytest.mark.parametrize(
+    ("mode", "qconfig"),
+    [
+        ("dynamic", "default"),
+        ("dynamic", "int8"),
+        ("dynamic", "symmetric"),
+        ("static", "per_token"),
+        ("static", "per_token_symmetric"),
+        ("static", "weight_only_int8"),
+        ("static", "weight_only_int4"),
+        ("static", "fp16"),
+    ],
+)
+@pytest.mark.parametrize("shape", [(4, 64), (2, 3, 64)])
+def test_ranges_at_run_time_and_weights_only(mode, qconfig, shape):
+    debug, x, found, expected = written_and_run(nn.Linear(64, 8), shape, mode, qconfig)
+    assert_same(debug, x, found, expected)
+
+
+def test_a_dynamic_linear_layer_is_a_product_of_integers():
+    forms = qlib.quantize_model(nn.Linear(6, 3).eval(), (torch.randn(2, 6),), mode="dynamic")
+    kinds = [node.op_type for node in to_onnx(forms.debug).graph.node]
+    assert kinds.count("MatMulInteger") == kinds.count("DynamicQuantizeLinear") == 1
+
+
+def test_the_file_says_what_it_is():
+    model = to_onnx(qlib.quantize_model(nn.Linear(6, 3).eval(), (torch.randn(2, 6),)).debug, "a name")
+    assert [(domain.domain, domain.version) for domain in model.opset_import] == [("", OPSET)]
+    assert model.graph.name == "a name" and [value.name for value in model.graph.output] == ["output_0"]
+    kinds = [node.op_type for node in model.graph.node]
+    assert kinds.count("QuantizeLinear") == 2 and kinds.count("DequantizeLinear") == 4, "input, weight, bias, output"
+
+
+def test_what_onnx_can_not_say_is_an_error_that_names_the_operator():
+    module = nn.EmbeddingBag(4, 3).eval()
+    debug = qlib.quantize_model(module, (torch.tensor([[0, 1], [2, 3]]),), qconfig="embedding_byte").debug
+    with pytest.raises(qlib.ConversionError, match=r"aten::embedding_bag.*no counterpart"):
+        to_onnx(debug)
+
+
+def test_an_input_that_is_an_output():
+    class Both(nn.Module):
+        def forward(self, x: Tensor):
+            return x, {"again": x + 1}
+
+    model = to_onnx(qlib.capture(Both(), (torch.randn(2, 3),)))
+    a, b = ReferenceEvaluator(model).run(None, {"x": torch.ones(2, 3).numpy()})
+    assert (a == 1).all() and (b == 2).all()
+
+
+def test_most_operators_of_the_table_have_a_counterpart():
+    missing = sorted({name for op in qlib.OPS.values() for name in op.chain} - set(EMITTERS))
+    assert missing == ["aten::embedding_bag"]
