@@ -2,7 +2,7 @@
 
     graph = qlib.capture(module, inputs)          # one functional ATen graph
     prepared = qlib.prepare(graph, "default")     # batch norms folded, observers placed
-    qlib.calibrate(prepared, batches)             # run on calibration data
+    qlib.calibrate(prepared, batches)             # run on calibration data; or prepare_qat, and train
     debug = qlib.convert(prepared)                # quantize and dequantize around float operators
     final = qlib.lower(debug)                     # integer kernels and integer weights
 
@@ -26,6 +26,13 @@ _HOMES = {
     "capture": "frontends.capture",
     "check_inputs": "signature",
     "prepare": "passes.prepare",
+    "prepare_qat": "passes.prepare",
+    "enable_observer": "fake_quantize",
+    "disable_observer": "fake_quantize",
+    "enable_fake_quant": "fake_quantize",
+    "disable_fake_quant": "fake_quantize",
+    "freeze_bn_stats": "trained",
+    "update_bn_stats": "trained",
     "calibrate": "quantize",
     "convert": "passes.convert",
     "lower": "passes.lower",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from qlib.errors import CalibrationError
-from qlib.qparams import DType, QParams, QSpec
+from qlib.qparams import RANGES, DType, QParams, QSpec
 
 STORAGE: dict[DType, torch.dtype] = {
     DType.UINT8: torch.uint8,
@@ -68,11 +68,15 @@ def quantize(x: Tensor, qparams: QParams) -> Tensor:
     Returns integers of the storage type of ``qparams.dtype`` in the shape of `x`. Infinities saturate, NaN becomes
     `qmin`. For float16 the conversion itself rounds, to the nearest even number that the type has.
     """
+    return saturate(unclamped(x, qparams), qparams.qmin, qparams.qmax, STORAGE[qparams.dtype])
+
+
+def unclamped(x: Tensor, qparams: QParams) -> Tensor:
+    """``round_half_even(x / scale) + zero_point`` as floats: what `quantize` clamps, and where it saturates."""
     x = x if x.dtype == torch.float64 else x.to(torch.float32)
     steps = x / along(qparams.scale, qparams, x).to(x.dtype)
     rounded = steps if qparams.dtype is DType.FLOAT16 else round_half_even(steps)
-    zero_point = along(qparams.zero_point, qparams, x)
-    return saturate(rounded + zero_point, qparams.qmin, qparams.qmax, STORAGE[qparams.dtype])
+    return rounded + along(qparams.zero_point, qparams, x)
 
 
 def dequantize(q: Tensor, qparams: QParams, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -156,4 +160,15 @@ def widen_weight_scale(weight_scale: Tensor, input_scale: Tensor, bias: Tensor) 
 def quantize_bias(bias: Tensor, scale: Tensor) -> Tensor:
     """``round_half_even(bias / scale)`` as int32; `scale` is ``input_scale * weight_scale`` in float64."""
     steps = round_half_even(bias.detach().to(torch.float64) / scale)
-    return saturate(steps, -(2**31), 2**31 - 1, torch.int32)
+    return saturate(steps, *RANGES[DType.INT32], torch.int32)
+
+
+def bias_of_layer(bias: Tensor, input_scale: Tensor, weight_scale: Tensor) -> tuple[Tensor, QParams]:
+    """A bias as int32 in steps of ``input_scale * weight_scale``, and the `QParams` that say so in float32.
+
+    `input_scale` is 0-dimensional; `weight_scale` too, or it has one entry for each channel, as `bias` has.
+    """
+    step = input_scale.to(torch.float64) * weight_scale.to(torch.float64)
+    zero_point = torch.zeros_like(step, dtype=torch.int32)
+    axis = None if step.dim() == 0 else 0
+    return quantize_bias(bias, step), QParams(step.float(), zero_point, *RANGES[DType.INT32], DType.INT32, axis)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator
 from importlib import import_module
+from itertools import count
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -77,6 +78,17 @@ def copy_of(model: fx.GraphModule) -> Model:
     return copy
 
 
+def own_state(model: nn.Module) -> None:
+    """Replace every parameter and buffer by a copy of its own, so that training the model trains no other."""
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = buffer.clone()
+
+
 def op_name(node: fx.Node) -> str:
     """`aten::linear` for a call of any overload of it, `getitem` for Python's, and an empty string for other nodes.
 
@@ -128,12 +140,19 @@ def add_buffer(model: nn.Module, target: str, value: Tensor) -> str:
         if not hasattr(holder, part):
             holder.add_module(part, nn.Module())
         holder = getattr(holder, part)
-    free, count = name, 0
+    free, taken = name, 0
     while hasattr(holder, free):
-        count += 1
-        free = f"{name}_{count}"
+        taken += 1
+        free = f"{name}_{taken}"
     holder.register_buffer(free, value)
     return f"{path}.{free}" if path else free
+
+
+def add_module(model: nn.Module, name: str, module: nn.Module) -> str:
+    """Register `module` under `name` and the next free number; returns the name."""
+    free = next(candidate for candidate in map(f"{name}_{{}}".format, count()) if not hasattr(model, candidate))
+    model.add_module(free, module)
+    return free
 
 
 def get_attr(graph: fx.Graph, target: str) -> fx.Node:

@@ -22,7 +22,7 @@ def _group_range(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return groups.amin(-1), groups.amax(-1)
 
 
-def _range(x: Tensor, spec: QSpec) -> tuple[Tensor, Tensor]:
+def range_of(x: Tensor, spec: QSpec) -> tuple[Tensor, Tensor]:
     """Least and greatest value of the whole tensor, of each index along the spec's axis, or of each group."""
     axis = spec.axis
     if spec.group_size is not None:
@@ -58,7 +58,7 @@ class MinMaxObserver(nn.Module):
         """Take note of `x` and return it unchanged."""
         self.calls += 1
         if x.numel():
-            low, high = _range(x.detach().to(torch.float32), self.spec)
+            low, high = range_of(x.detach().to(torch.float32), self.spec)
             self.low, self.high = (low, high) if self.batches == 0 else self.merge(low, high)
             self.batches += 1
         return x
@@ -69,7 +69,7 @@ class MinMaxObserver(nn.Module):
 
     def qparams(self) -> QParams:
         """The parameters for all that was seen; raises CalibrationError where forward was never called."""
-        if self.calls == 0:
+        if self.calls == 0 and self.batches == 0:  # calls are not part of a state_dict
             raise CalibrationError("was never called: run the prepared model on calibration data before converting it")
         return qparams_from_range(self.low, self.high, self.spec)
 
@@ -82,6 +82,10 @@ class MovingAverageMinMaxObserver(MinMaxObserver):
     def merge(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """``range += rate * (batch range - range)``."""
         return self.low + self.RATE * (low - self.low), self.high + self.RATE * (high - self.high)
+
+
+class LearnableObserver(MinMaxObserver):
+    """As min_max; in quantization-aware training scale and zero point are parameters instead, which start there."""
 
 
 class HistogramObserver(nn.Module):
@@ -224,6 +228,7 @@ OBSERVERS: Mapping[str, type[nn.Module]] = MappingProxyType(
         "min_max": MinMaxObserver,
         "moving_average_min_max": MovingAverageMinMaxObserver,
         "histogram": HistogramObserver,
+        "learnable": LearnableObserver,
         "fixed": FixedObserver,
         "runtime": RuntimeObserver,
     }

@@ -43,6 +43,11 @@ PRESETS: Mapping[str, QConfig] = MappingProxyType(
         "per_tensor": QConfig(_UINT8, _PER_TENSOR),
         "histogram": QConfig(replace(_UINT8, observer="histogram"), _PER_CHANNEL),
         "moving_average": QConfig(replace(_UINT8, observer="moving_average_min_max"), _PER_CHANNEL),
+        "qat": QConfig(
+            replace(_UINT8, observer="moving_average_min_max"),
+            replace(_PER_CHANNEL, observer="moving_average_min_max"),
+        ),
+        "qat_learnable": QConfig(replace(_UINT8, observer="learnable"), replace(_PER_CHANNEL, observer="learnable")),
         "int8": QConfig(_INT8, _PER_CHANNEL),
         "symmetric": QConfig(QSpec(DType.INT8, symmetric=True), _PER_CHANNEL),
         "asymmetric_weight": QConfig(_UINT8, QSpec(DType.UINT8, axis=0)),

@@ -2,41 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from qlib import interpret
 from qlib.errors import QConfigError
 from qlib.frontends.capture import capture
 from qlib.passes.convert import convert
 from qlib.passes.lower import lower
-from qlib.passes.prepare import prepare
+from qlib.passes.prepare import prepare, prepare_qat
 from qlib.qconfig import QConfig, QConfigMapping, as_mapping, at_run_time, transform
+from qlib.trained import freeze_bn_stats, update_bn_stats
 
 Inputs = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
 class Mode:
-    """One way of quantizing: what it does to the QConfigs; the passes are the same for all."""
+    """One way of quantizing; conversion and lowering are the same for all.
+
+    doc      one line for people
+    adapt    what it does to the QConfigs
+    prepare  makes the graph that sees data, of the captured one and the QConfigs
+    fit      shows data to that graph; given the captured graph, the prepared one and the batches
+    """
 
     doc: str
     adapt: Callable[[QConfigMapping], QConfigMapping]
-
-
-MODES: Mapping[str, Mode] = MappingProxyType(
-    {
-        "static": Mode("ranges of activations are measured on calibration data", lambda mapping: mapping),
-        "dynamic": Mode(
-            "activations are quantized by their range at run time, results stay in float",
-            lambda mapping: transform(mapping, at_run_time),
-        ),
-    }
-)
+    prepare: Callable[[fx.GraphModule, QConfigMapping], fx.GraphModule]
+    fit: Callable[[fx.GraphModule, fx.GraphModule, Sequence[Inputs]], None]
 
 
 @dataclass(frozen=True)
@@ -63,6 +62,77 @@ def calibrate(prepared: fx.GraphModule, batches: Iterable[Inputs]) -> None:
             interpret.run(prepared, batch)
 
 
+# Steps of `distill`, how far each goes, and the share of its norm by which a parameter moves in one at most: enough to
+# move every parameter, too little to leave the float model behind, however large its outputs are.
+STEPS = 4
+RATE = 1e-3
+SHARE = 1e-3
+
+
+def distill(captured: fx.GraphModule, prepared: fx.GraphModule, batches: Sequence[Inputs]) -> None:
+    """Train a graph from `prepare_qat` to give what the float graph gives, and leave it in evaluation mode.
+
+    Makes `STEPS` steps of stochastic gradient descent on the mean squared difference of the outputs, going round
+    `batches`, with batch norms by their running statistics, as befits a model that was trained already. A step is
+    shortened for parameters whose norm it would change by more than `SHARE` (You et al. 2017, section 4).
+    """
+    parameters = [parameter for parameter in prepared.parameters() if parameter.requires_grad]
+    prepared.train()
+    prepared.apply(freeze_bn_stats)
+    for step in range(STEPS):
+        batch = batches[step % len(batches)]
+        with torch.no_grad():
+            wanted = interpret.run(captured, [x.clone() for x in batch])
+        with torch.enable_grad():
+            loss = _difference(prepared(*(x.clone() for x in batch)), wanted)
+        if loss.requires_grad:
+            _descend(loss, parameters)
+    prepared.apply(update_bn_stats)
+    prepared.eval()
+
+
+def _descend(loss: Tensor, parameters: Sequence[Tensor]) -> None:
+    """One step down the gradient; by hand, as the first use of `torch.optim` in a process takes seconds."""
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    with torch.no_grad():
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None and bool(gradient.isfinite().all()):
+                shortened = (SHARE * parameter.norm() / (RATE * gradient.norm())).clamp(max=1.0).nan_to_num(0.0)
+                parameter.sub_(RATE * shortened * gradient)
+
+
+def _difference(found: object, wanted: object) -> Tensor:
+    """The mean squared differences of all float tensors in two results, summed."""
+    pairs = zip(pytree.tree_leaves(found), pytree.tree_leaves(wanted), strict=True)
+    terms = (nn.functional.mse_loss(a, b) for a, b in pairs if isinstance(a, Tensor) and a.is_floating_point())
+    return sum(terms, torch.zeros(()))
+
+
+def _calibrated(captured: fx.GraphModule, prepared: fx.GraphModule, batches: Sequence[Inputs]) -> None:
+    calibrate(prepared, batches)
+
+
+MODES: Mapping[str, Mode] = MappingProxyType(
+    {
+        "static": Mode(
+            "ranges of activations are measured on calibration data", lambda mapping: mapping, prepare, _calibrated
+        ),
+        "dynamic": Mode(
+            "activations are quantized by their range at run time, results stay in float",
+            lambda mapping: transform(mapping, at_run_time),
+            prepare,
+            _calibrated,
+        ),
+        "qat": Mode(
+            "as static, after a few steps of training on fake-quantized values",
+            lambda mapping: mapping,
+            prepare_qat,
+            distill,
+        ),
+    }
+)
+
+
 def quantize_model(
     module: nn.Module,
     inputs: Inputs,
@@ -71,14 +141,15 @@ def quantize_model(
     qconfig: QConfigMapping | QConfig | str | None = "default",
     method: str = "export",
 ) -> Quantized:
-    """Quantize a float module: capture, prepare, calibrate, convert, lower.
+    """Quantize a float module: capture, prepare, calibrate or train, convert, lower.
 
     `inputs` are example inputs, one tensor per argument; `calibration` yields further ones, and the example is used
-    where it yields none. The module itself is not changed. Raises the errors of the single steps.
+    where it yields none. `mode` is a key of `MODES`; the training of "qat" is `distill`. The module itself is not
+    changed. Raises the errors of the single steps.
     """
     mapping = mapping_for(mode, qconfig)
     captured = capture(module, inputs, method)
-    prepared = prepare(captured, mapping)
-    calibrate(prepared, list(calibration) or [inputs])
+    prepared = MODES[mode].prepare(captured, mapping)
+    MODES[mode].fit(captured, prepared, list(calibration) or [inputs])
     debug = convert(prepared)
     return Quantized(captured, prepared, debug, lower(debug))

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from conformance.spec import QConfigBody, QConfigModel, QSpecModel
     from qlib.quantize import Quantized as AllForms
 
-MODES = frozenset({"static", "dynamic"})
+MODES = frozenset({"static", "dynamic", "qat"})
 CAPTURES = frozenset({"export", "trace", "script"})
-OBSERVERS = ("min_max", "moving_average_min_max", "histogram", "fixed", "runtime")
+OBSERVERS = ("min_max", "moving_average_min_max", "histogram", "learnable", "fixed", "runtime")
 
 # What other test suites call the same operators; a name in float stands for itself.
 ALIASES = {
@@ -108,7 +108,7 @@ class Qlib:
         return About("qlib", versions, MODES, CAPTURES, process=Process.SHARED)
 
     def quantize(self, task: Task, stage: Stage) -> Quantized:
-        """Capture, prepare, calibrate, convert, lower."""
+        """Capture, prepare, calibrate or train, convert, lower."""
         return quantize_as(task, mapping_of(task.qconfig), stage, self.kernels)[0]
 
 
@@ -124,9 +124,9 @@ def quantize_as(
         captured = capture(task.module, task.inputs, task.capture)
     with stage("prepare"):
         mapping = mapping_for(task.mode, "default" if qconfig is None else qconfig)
-        prepared = qlib.prepare(captured, mapping)
+        prepared = qlib.MODES[task.mode].prepare(captured, mapping)
     with stage("calibrate"):
-        qlib.calibrate(prepared, task.calibration)
+        qlib.MODES[task.mode].fit(captured, prepared, task.calibration)
     with stage("convert"):
         debug = qlib.convert(prepared)
     with stage("lower"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -11,16 +12,18 @@ import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
-from qlib.arith import STORAGE, quantize, quantize_bias, widen_weight_scale
+from qlib.arith import STORAGE, bias_of_layer, quantize, widen_weight_scale
 from qlib.errors import CalibrationError
+from qlib.fake_quantize import FAKE_QUANTIZES, RuntimeFakeQuantize
 from qlib.graph import add_buffer, attribute, copy_of, finish, get_attr, nodes_in, op_name
 from qlib.kernels import KERNELS
 from qlib.observers import OBSERVERS, Follower, RuntimeObserver
 from qlib.ops import BY_HEAD, OPS, Op
 from qlib.qparams import ROW, DType, QParams
 from qlib.regions import Region, all_models, inner_model, regions_in, set_operand, set_yielded, where_of
+from qlib.trained import settle
 
-_OBSERVERS = (*OBSERVERS.values(), Follower)
+_OBSERVERS = (*OBSERVERS.values(), Follower, *FAKE_QUANTIZES)
 _OPS = torch.ops.qlib
 _DEQUANTIZE = _OPS.dequantize_per_tensor.default
 # What chooses parameters at run time, quantizes and dequantizes by them.
@@ -66,13 +69,14 @@ def _hold(model: fx.GraphModule, target: str, value: Tensor) -> fx.Node:
 
 
 def convert(prepared: fx.GraphModule, keep: Keep = as_integers) -> fx.GraphModule:
-    """Return the debug form of a calibrated graph: float operators on values that went through integers.
+    """Return the debug form of a calibrated or trained graph: float operators on values that went through integers.
 
     Weights and other constants stand in it as `keep` says, by default as the integers that they are quantized to.
     Quantized values get into branches and loops, and out of them, as integers. Raises CalibrationError, naming the
     tensor and the branch, where an observer never saw data or saw infinities.
     """
     model = copy_of(prepared)
+    settle(model)
     constants: list[tuple[fx.GraphModule, fx.Node]] = []
     _convert_activations(model, "", constants)
     for part in all_models(model):
@@ -182,7 +186,7 @@ def _qparams(model: nn.Module, node: fx.Node, where: str = "") -> QParams:
 def _quantize_activation(model: fx.GraphModule, node: fx.Node, where: str) -> None:
     observer, value = model.get_submodule(str(node.target)), node.args[0]
     with model.graph.inserting_before(node):
-        if isinstance(observer, RuntimeObserver):
+        if isinstance(observer, RuntimeObserver | RuntimeFakeQuantize):
             spec = observer.spec
             qmin, qmax = spec.range
             dtype = STORAGE[spec.dtype]
@@ -242,14 +246,15 @@ def _quantize_weight(model: fx.GraphModule, node: fx.Node, keep: Keep) -> None:
     op = BY_HEAD[op_name(head)][0]
     target = str(node.args[0].target)  # type: ignore[union-attr]
     weight = attribute(model, target).detach()
-    model.get_submodule(str(node.target))(weight)
+    observer = model.get_submodule(str(node.target))
+    if not isinstance(observer, FAKE_QUANTIZES):  # which saw the weights while they were trained
+        observer(weight)
     params = _qparams(model, node)
     input_scale, bias = _input_scale(head, op), _bias(model, head, op)
     if "operator" not in head.meta and head.meta.get("float_bias"):
         bias = None
     if input_scale is not None and bias is not None:
-        scale = widen_weight_scale(params.scale, input_scale, bias)
-        params = QParams(scale, params.zero_point, params.qmin, params.qmax, params.dtype, params.axis)
+        params = replace(params, scale=widen_weight_scale(params.scale, input_scale, bias))
     with model.graph.inserting_before(node):
         arguments = _arguments(model, f"{target}_{params.dtype}", params)
         source = keep(model, target, weight, params, arguments)
@@ -264,15 +269,12 @@ def _quantize_bias(model: fx.GraphModule, head: fx.Node, op: Op, input_scale: Te
     bias_node = head.args[op.bias]
     assert isinstance(bias_node, fx.Node)
     target = str(bias_node.target)
-    step = input_scale.double() * params.scale.double()
-    integers = quantize_bias(attribute(model, target), step)
+    integers, steps = bias_of_layer(attribute(model, target), input_scale, params.scale)
     with model.graph.inserting_before(head):
         if head.meta.get("float_bias"):
+            step = input_scale.double() * params.scale.double()
             head.update_arg(op.bias, _hold(model, f"{target}_snapped", (integers * step).float()))
             return
-        steps = QParams(
-            step.float(), torch.zeros_like(params.zero_point), 0, 0, params.dtype, None if step.dim() == 0 else 0
-        )
         copy = get_attr(model.graph, target)
         copy.meta = dict(bias_node.meta)
         head.update_arg(op.bias, copy)

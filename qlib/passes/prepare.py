@@ -1,4 +1,4 @@
-"""Placing observers: the graph that is run on calibration data."""
+"""Placing observers or fake-quantize modules: the graph that is run on calibration data, or trained."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import torch
 from torch import fx, nn
 
 from qlib.errors import QConfigError
-from qlib.graph import copy_of
+from qlib.fake_quantize import fake_quantize_for, follower_of
+from qlib.graph import copy_of, own_state
 from qlib.leftovers import leftovers
-from qlib.observers import Follower, observer_for
+from qlib.observers import observer_for
 from qlib.passes.annotate import Annotation, Placement, annotate
 from qlib.passes.fuse import fold_batch_norm
+from qlib.passes.qat import set_aside, simulate
 from qlib.qconfig import QConfig, QConfigMapping, as_mapping
 from qlib.qparams import QSpec
 from qlib.regions import add_operand, all_models, inner_model, region_in, regions_in
@@ -38,15 +40,38 @@ def observe(model: fx.GraphModule, mapping: QConfigMapping) -> fx.GraphModule:
     """Do to `model` itself what `prepare` does to a copy; returns `model`."""
     check_paths(mapping, model.meta.get("modules", mapping.modules))
     fold_batch_norm(model)
+    _annotate_and_place(model, mapping, observer_for)
+    model.recompile()
+    return model
+
+
+def prepare_qat(model: fx.GraphModule, qconfig: QConfigMapping | QConfig | str | None = "qat") -> fx.GraphModule:
+    """Return a copy of a captured graph, in training mode, that is trained on the values of its quantized form.
+
+    As `prepare`, but with fake-quantize modules for observers, and with batch norms that take part in the training:
+    the fold into the layer before them is simulated, and exact at conversion. Batch norms and dropouts heed
+    ``result.train()`` and ``result.eval()``. The parameters are the result's own, under the names that `model` has for
+    them: an optimizer over ``result.parameters()`` leaves `model` alone. Train it, and hand it to `convert`.
+    """
+    mapping = as_mapping(qconfig)
+    check_paths(mapping, model.meta.get("modules", mapping.modules))
+    prepared = copy_of(model)
+    own_state(prepared)
+    aside = set_aside(prepared)
+    annotation = _annotate_and_place(prepared, mapping, fake_quantize_for)
+    simulate(prepared, annotation, aside)
+    return prepared.train()
+
+
+def _annotate_and_place(model: fx.GraphModule, mapping: QConfigMapping, watch: Watch) -> Annotation:
     annotation = annotate(model, mapping)
     check_types(annotation)
     taken = {node for match in annotation.matches for node in match.nodes}
     left = [leftovers(part.graph, taken, annotation.refused) for part in all_models(model)]
     model.meta["left_in_float"] = tuple(chain.from_iterable(left))
-    place_observers(model, annotation)
+    place_observers(model, annotation, watch)
     model.meta["unused_rules"] = annotation.unused_rules
-    model.recompile()
-    return model
+    return annotation
 
 
 def check_paths(mapping: QConfigMapping, known: Iterable[str]) -> None:
@@ -90,7 +115,7 @@ def place_observers(model: fx.GraphModule, annotation: Annotation, watch: Watch 
             observer = watch(placement.spec)
         else:
             watching = leaders[placement.group]
-            observer = watching if placement.watches else Follower(watching)
+            observer = watching if placement.watches else follower_of(watching)
         node = _insert(sites, placement, observed.get(placement.value, placement.value), observer)
         leader = placement.group if isinstance(placement.group, fx.Node) else placement.value
         node.meta["group"] = leader.name

@@ -6,11 +6,12 @@ from contextlib import AbstractContextManager
 
 import pytest
 import torch
-from small_specs import LINEAR, VERDICTS, case_of, cases_of
+from small_specs import LINEAR, UNSUPPORTED, VERDICTS, case_of, cases_of
 from torch import Tensor
 
 from conformance.backend import About, Backend, Process, Program, Quantized, Stage, Task
 from conformance.backends import open_backend
+from conformance.backends import qlib as bundled
 from conformance.case import Case
 from conformance.deadline import deadline
 from conformance.engine import OURS, Stages, count, fresh, run_case, tensors
@@ -57,6 +58,13 @@ def test_each_verdict_has_a_spec_that_leads_to_it(case: Case) -> None:
     record = run(case)
     assert str(record.verdict) == case.spec_id, record
     assert record.failed is (case.spec_id not in ("native", "unsupported"))
+
+
+def test_a_mode_that_is_not_declared_is_unsupported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundled, "MODES", frozenset({"static"}))
+    record = run(cases_of(UNSUPPORTED)[0])
+    assert record.verdict is Verdict.UNSUPPORTED and not record.findings
+    assert record.error == "declares no mode qat"
 
 
 def test_a_record_of_a_case_that_ran_says_all_about_it() -> None:

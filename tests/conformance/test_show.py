@@ -3,10 +3,12 @@ from __future__ import annotations
 import io
 import json
 
+import pytest
 from rich.console import Console
-from small_specs import LINEAR, VERDICTS, case_of, cases_of
+from small_specs import LINEAR, UNSUPPORTED, VERDICTS, case_of, cases_of
 
 from conformance.backends import open_backend
+from conformance.backends import qlib as bundled
 from conformance.case import Case
 from conformance.engine import Trial, run_case
 from conformance.record import Outcome, Record, Verdict
@@ -56,13 +58,14 @@ def test_a_narrow_terminal_folds_and_loses_nothing() -> None:
     assert "qlib.linear_relu" in text.replace("\n", "").replace(" ", "").replace("│", "") or "linear_relu" in text
 
 
-def test_a_case_that_stopped_early_shows_why() -> None:
+def test_a_case_that_stopped_early_shows_why(monkeypatch: pytest.MonkeyPatch) -> None:
     cases = {case.spec_id: case for case in cases_of(VERDICTS)}
     trial, text = shown(cases["error"])
     assert trial.quantized is None and forms(trial) == {}
     assert "error in build: parameters: 'wieght' names no parameter" in text
     assert "float" not in text.split("error in build")[0]
-    assert "declares no mode qat" in shown(cases["unsupported"])[1]
+    monkeypatch.setattr(bundled, "MODES", frozenset({"static"}))
+    assert "declares no mode qat" in shown(cases_of(UNSUPPORTED)[0])[1]
 
 
 def test_the_operators_that_were_expected_and_those_that_ran() -> None:
