@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -101,18 +102,28 @@ def _values(model: fx.GraphModule, inputs: Sequence[Tensor]) -> dict[str, Any]:
     found: dict[str, Any] = dict(zip(holders, given, strict=True))
 
     def visit(node: fx.Node, look: Look) -> Any:
-        if node.op == "call_module" and hasattr(model.get_submodule(str(node.target)), "qparams"):
-            value = look(node.all_input_nodes[0])  # an observer, which is not to learn from this run
-        elif isinstance(node.target, OpOverload) and node.target._schema.is_mutable:
-            value = None  # what the model writes to its buffers and inputs comes last, and nothing reads it
-        else:
-            value = value_of(model, node, look)
+        value = _value(model, node, look)
         found[node.meta.get("replaces", node.name)] = value
         return value
 
     with torch.no_grad():
         walk(model.graph, given, visit)
     return found
+
+
+def _value(model: fx.GraphModule, node: fx.Node, look: Look) -> Any:
+    """The result of a node, without a trace in observers and state."""
+    if node.op == "call_module" and hasattr(model.get_submodule(str(node.target)), "qparams"):
+        return look(node.all_input_nodes[0])
+    if isinstance(node.target, OpOverload) and node.target._schema.is_mutable:
+        return None  # what the model writes to its buffers and inputs comes last, and nothing reads it
+    inner = getattr(model, str(node.target), None) if node.op == "get_attr" else None
+    return partial(_quietly, inner) if isinstance(inner, fx.GraphModule) else value_of(model, node, look)
+
+
+def _quietly(model: fx.GraphModule, *inputs: Any) -> Any:
+    """Run the graph of a branch or loop, the tensors of which are no layers."""
+    return walk(model.graph, inputs, partial(_value, model))
 
 
 def _observed(node: fx.Node) -> fx.Node:

@@ -86,10 +86,10 @@ def test_notes_are_shown() -> None:
     case = cases_of(
         LINEAR.replace(
             "    module: nn.Linear(30, 20)\n",
-            "    module: nn.Linear(30, 20)\n    qconfig: {default: default, modules: {gone: null}}\n",
+            "    module: nn.Linear(30, 20)\n    qconfig: {default: default, types: {nn.Conv2d: null}}\n",
         )
     )[-1]
-    assert "unused QConfig rule: modules: gone" in shown(case)[1]
+    assert "unused QConfig rule: types: nn.Conv2d" in shown(case)[1]
 
 
 DEEP = """

@@ -171,3 +171,26 @@ def test_the_forms_agree_with_each_other_at_every_layer(seed: int, depth: int, m
         if layer.final is not None and layer.scale is not None:
             # A tie at one layer may move an integer of the next ones by little.
             assert (layer.final - layer.debug).abs().max() <= 2 * layer.scale
+
+
+class Branching(nn.Module):
+    """Takes one of two layers, as its data decides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.one, self.two = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        return torch.cond(x.sum() > 0, self.one, self.two, (x,))
+
+
+def test_observers_in_branches_learn_nothing_either() -> None:
+    torch.manual_seed(0)
+    inputs, others = (torch.randn(4, 6),), (-torch.randn(4, 6),)
+    model = qlib.quantize_model(Branching(), inputs, [inputs, others, (-inputs[0],), (-others[0],)])
+    before = {name: value.clone() for name, value in model.prepared.named_buffers()}
+    layers = layers_of(model.prepared, model.debug, model.final, (100.0 * inputs[0],))
+    after = dict(model.prepared.named_buffers())
+    assert before and all(torch.equal(value, after[name]) for name, value in before.items())
+    assert [layer.operator for layer in layers][:2] == ["quantized::quantize_per_tensor", "quantized::linear"]
