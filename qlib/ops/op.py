@@ -64,7 +64,7 @@ class Op:
     weight_types  types of the stored weight that the row is for
     interval    the known range of the results of a FIXED operator
     zero_at     position of an argument that must be zero, None where there is none
-    none_at     position of an argument that must be None, None where there is none
+    none_at     position of an argument that must be None, or a QConfig that asks for the row is refused; None for none
     finite_at   position of a number that may not be infinite, None where there is none
     overload    the only overload of the first float operator that the row stands for, "" for any
     others      positions that take any tensor (or list of them) as it is, but no number: indices, masks

@@ -8,12 +8,14 @@ from types import MappingProxyType
 
 from torch import fx
 
+from qlib.errors import QConfigError
+from qlib.graph import op_name
 from qlib.groups import Groups
-from qlib.ops import Family, Op, When
+from qlib.ops import BY_HEAD, Family, Op, When
 from qlib.qconfig import QConfig, QConfigMapping
 from qlib.qparams import ROW, QSpec, RangeFrom
 from qlib.regions import Region, all_models, inner_model, region_in
-from qlib.rewrite import Match, find
+from qlib.rewrite import Match, find, misfit
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,10 @@ def _find_operators(model: fx.GraphModule, qconfigs: Mapping[fx.Node, QConfig | 
         if region is not None:
             _follow(model, region, qconfigs, found)
             continue
-        if node in taken or (match := find(node, accept)) is None:
+        if node in taken:
+            continue
+        if (match := find(node, accept)) is None:
+            _check_not_asked_for(node, qconfigs[node])
             continue
         found.matches.append(match)
         taken.update(match.nodes)
@@ -173,6 +178,19 @@ def _find_operators(model: fx.GraphModule, qconfigs: Mapping[fx.Node, QConfig | 
             found.produced[match.tail] = result
             if match.op.family is Family.SHARED:
                 found.groups.union(match.operands[0], match.tail)
+
+
+def _check_not_asked_for(node: fx.Node, qconfig: QConfig | None) -> None:
+    """Raise QConfigError for an operator that a QConfig asks for by its kind of weight, with what no kernel takes."""
+    for op in BY_HEAD.get(op_name(node), ()) if qconfig is not None else ():
+        if op.none_at is None or node.args[op.none_at : op.none_at + 1] in ((), (None,)):
+            continue
+        if qconfig is not None and op.when is _when(qconfig) and _takes_weight(op, qconfig.weight):
+            path, source = node.meta.get("module_path", ""), node.meta.get("source") or "an unknown line"
+            raise QConfigError(
+                f"{op_name(node)} of {path!r} at {source} can't be quantized: {misfit(op, node)}; "
+                "make the module without it, or leave it in float by a QConfig of None"
+            )
 
 
 def _follow(model: fx.GraphModule, region: Region, qconfigs: Mapping[fx.Node, QConfig | None], found: _Found) -> None:

@@ -12,6 +12,7 @@ from captures import Of, image
 from graphs import Draft, aten
 from torch import Tensor, nn
 
+from qlib.errors import QConfigError
 from qlib.frontends.capture import capture
 from qlib.leftovers import Leftover
 from qlib.passes.prepare import prepare
@@ -76,10 +77,15 @@ def test_the_reason_is_that_of_the_row(name: str) -> None:
     assert reason in found[operator]
 
 
-def test_a_padding_index_is_named() -> None:
-    bag = nn.EmbeddingBag(5, 3, padding_idx=2)
-    ((operator, reason),) = left(bag, IDS, qconfig="embedding_byte")
-    assert (operator, reason) == ("aten::embedding_bag", "no kernel takes its padding_idx, 2")
+def test_a_padding_index_that_was_asked_for_is_refused() -> None:
+    bag = nn.Sequential(nn.EmbeddingBag(5, 3, padding_idx=2))
+    with pytest.raises(QConfigError, match=r"aten::embedding_bag of '0' .*its padding_idx, 2; make the module"):
+        left(bag, IDS, qconfig="embedding_byte")
+    mapping = QConfigMapping(PRESETS["embedding_byte"], modules={"0": None})
+    ((operator, reason),) = left(bag, IDS, qconfig=mapping)
+    assert operator == "aten::embedding_bag" and "padding_idx" in reason
+    ((operator, _),) = left(bag, IDS, qconfig="default")
+    assert operator == "aten::embedding_bag"
 
 
 def test_moves_of_floats_and_masks_are_not_listed() -> None:
