@@ -39,7 +39,8 @@ EMITTERS: Mapping[str, Emit] = MappingProxyType({**BORDERS, **LAYERS, **POINTWIS
 def to_onnx(model: fx.GraphModule, name: str = "model") -> Any:
     """Write the debug form of a model (or its float graph) as an `onnx.ModelProto` of opset 21.
 
-    Inputs are called as the module's arguments, outputs `output_0` and so on, nested outputs flattened. The result
+    Inputs are called as the module's arguments, outputs `output_0` and so on, nested outputs flattened. The value of a
+    node has the node's name, and each operator says in its documentation which one of the model it stands for. The result
     has passed ONNX's checker with shape inference. Raises ConversionError, naming operator and line, for what ONNX
     can't express.
     """
@@ -74,7 +75,11 @@ def _emit(draft: Draft, node: fx.Node) -> Any:
     emit = EMITTERS.get(op_name(node))
     if emit is None:
         raise refuse(node, "no counterpart is known")
-    return emit(draft, node)
+    start = len(draft.nodes)
+    result = emit(draft, node)
+    for written in draft.nodes[start:]:
+        written.doc_string = op_name(node)
+    return result
 
 
 def _needed(draft: Draft, outputs: list[str]) -> tuple[list[Any], list[Any]]:

@@ -12,7 +12,6 @@ from torch import fx
 from qlib.arith import MIN_SCALE
 from qlib.onnx.draft import TYPES, Draft, refuse, shape_of
 
-_OPS = torch.ops.qlib
 Emit = Callable[[Draft, fx.Node], Any]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
+import qlib.kernels  # noqa: F401  (registers the operators that are read here)
 from qlib.onnx.borders import Emit
 from qlib.onnx.draft import TYPES, Draft, refuse, shape_of
 
