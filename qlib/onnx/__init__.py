@@ -40,9 +40,9 @@ def to_onnx(model: fx.GraphModule, name: str = "model") -> Any:
     """Write the debug form of a model (or its float graph) as an `onnx.ModelProto` of opset 21.
 
     Inputs are called as the module's arguments, outputs `output_0` and so on, nested outputs flattened. The value of a
-    node has the node's name, and each operator says in its documentation which one of the model it stands for. The result
-    has passed ONNX's checker with shape inference. Raises ConversionError, naming operator and line, for what ONNX
-    can't express.
+    node has the node's name, and each operator says in its documentation which one of the model it stands for. The
+    result has passed ONNX's checker with shape inference. Raises ConversionError, naming operator and line, for what
+    ONNX can't express.
     """
     draft = Draft(model)
     inputs, outputs = [], []
