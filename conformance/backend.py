@@ -28,8 +28,10 @@ class Process(StrEnum):
 class About:
     """What a backend says of itself.
 
-    `modes` and `captures` are those it supports. `lacks` are canonical operators that it declares it does not have.
-    What is not declared here and refused all the same is a wrong result.
+    `modes` and `captures` are those it supports. `lacks` are canonical operators, and other features by
+    whatever name its refusals give them, that it declares it does not have.
+    What is not declared here and refused all the same is a wrong result. `missing` names packages that are not
+    installed, without which no case is run.
     """
 
     name: str
@@ -38,6 +40,7 @@ class About:
     captures: frozenset[str]
     lacks: frozenset[str] = frozenset()
     process: Process = Process.OWN
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

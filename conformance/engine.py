@@ -18,7 +18,7 @@ from conformance.case import Case
 from conformance.checks import judge, measure, verdict
 from conformance.compare import Rounding
 from conformance.deadline import DeadlinePassed, deadline
-from conformance.errors import ConformanceError, Unsupported
+from conformance.errors import ConformanceError, Inexpressible, Unsupported
 from conformance.inputs import calibration_of, inputs_of
 from conformance.layers import measure_layer
 from conformance.modules import build
@@ -77,10 +77,13 @@ def run_case(case: Case, backend: Backend, name: str, limits: Limits | None = No
     except DeadlinePassed as passed:
         return Trial(_record(case, name, stages, Verdict.TIMEOUT, error=str(passed)))
     except Unsupported as refusal:
-        declared = bool(about.lacks & set(case.expect.ops))
+        declared = bool(about.lacks & {*case.expect.ops, refusal.feature})
         found = Verdict.UNSUPPORTED if declared else Verdict.WRONG
         text = f"{refusal}" if declared else f"refused without having declared it: {refusal}"
         return Trial(_record(case, name, stages, found, error=text))
+    except Inexpressible as limit:
+        text = f"can't be put to this backend: {limit}"
+        return Trial(_record(case, name, stages, Verdict.UNSUPPORTED, error=text))
     except Exception as error:
         ours = stages.current in OURS
         text = str(error) if isinstance(error, ConformanceError) else traceback.format_exc()
@@ -100,6 +103,8 @@ def _one_thread() -> Iterator[None]:
 
 def _gap(about: About, case: Case) -> str | None:
     """What the backend declares that it lacks for this case."""
+    if about.missing:
+        return f"not installed: {', '.join(about.missing)}"
     if str(case.mode) not in about.modes:
         return f"declares no mode {case.mode}"
     if str(case.capture) not in about.captures:

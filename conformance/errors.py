@@ -4,7 +4,8 @@ ConformanceError                anything this package raises on purpose
 ├── SpecError                   a spec file is wrong; carries every mistake found in it (exit code 2)
 ├── UsageError                  a command or a call names something that does not exist (exit code 2)
 ├── EnvironmentTrouble          a missing package, an unwritable file: not the backend's fault (exit code 3)
-└── Unsupported                 a backend says that it can't do this case
+├── Unsupported                 a backend says that it can't do this case
+└── Inexpressible               the suite can't put a case to a backend
 """
 
 from __future__ import annotations
@@ -60,7 +61,19 @@ class EnvironmentTrouble(ConformanceError):  # noqa: N818  (OSError has taken En
 
 
 class Unsupported(ConformanceError):  # noqa: N818  (a declared answer, not a fault)
-    """Raised by a backend that can't do a case; whether it had declared so decides the verdict."""
+    """Raised by a backend that can't do a case; whether it had declared so decides the verdict.
+
+    `feature` is what it lacks, as its `About.lacks` says it; a refusal without one may be covered by the operators that
+    the case expects.
+    """
+
+    def __init__(self, message: str, feature: str = "") -> None:
+        self.feature = feature
+        super().__init__(message)
+
+
+class Inexpressible(ConformanceError):  # noqa: N818  (a limit of the suite, no fault)
+    """Raised where the suite can't put a case to a backend: the exchange format has no word for it, say."""
 
 
 def nearest(name: str, valid: Iterable[str], cutoff: float = 0.6) -> str:

@@ -22,6 +22,7 @@ _MINIATURES = "conformance.backends.miniatures"
 BUILTIN: Mapping[str, str] = MappingProxyType(
     {
         "qlib": "conformance.backends.qlib:backend",
+        "onnxruntime": "conformance.backends.onnxruntime:backend",
         "always-wrong": f"{_MINIATURES}:always_wrong",
         "off-by-one": f"{_MINIATURES}:off_by_one",
         "float-only": f"{_MINIATURES}:float_only",

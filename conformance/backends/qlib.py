@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from conformance.backend import About, Backend, Explanation, LayerValues, Process, Program, Quantized, Stage, Task
-from conformance.errors import EnvironmentTrouble, UsageError
+from conformance.errors import EnvironmentTrouble, Inexpressible, UsageError
 from conformance.source_tables import FUNCTIONAL, TENSOR_METHODS, TORCH_FUNCTIONS
 from conformance.vocabulary import Vocabulary, resolve_operator
 from qlib import ops as table
@@ -241,6 +242,25 @@ def onnx_of(task: Task, name: str) -> bytes:
     except qlib.ConversionError as error:
         raise UsageError(str(error)) from error
     return written
+
+
+def float_model(task: Task) -> Any:
+    """The float module of a task as an `onnx.ModelProto`; each operator's documentation names the ATen operator.
+
+    Raises Inexpressible for what ONNX can't express.
+    """
+    import qlib
+
+    try:
+        return qlib.to_onnx(qlib.capture(task.module, task.inputs, task.capture))
+    except qlib.ConversionError as error:
+        raise Inexpressible(str(error)) from error
+
+
+def operators_of(model: Any) -> dict[str, int]:
+    """How often each operator of the float module occurs in a model that `float_model` wrote."""
+    nodes = {node.doc_string for node in model.graph.node if node.doc_string.startswith("aten::")}
+    return dict(sorted(Counter(text.partition(" ")[0] for text in nodes).items()))
 
 
 def _program(model: fx.GraphModule, kernels: str, run: Callable[..., object]) -> Program:

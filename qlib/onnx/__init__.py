@@ -40,9 +40,9 @@ def to_onnx(model: fx.GraphModule, name: str = "model") -> Any:
     """Write the debug form of a model (or its float graph) as an `onnx.ModelProto` of opset 21.
 
     Inputs are called as the module's arguments, outputs `output_0` and so on, nested outputs flattened. The value of a
-    node has the node's name, and each operator says in its documentation which one of the model it stands for. The
-    result has passed ONNX's checker with shape inference. Raises ConversionError, naming operator and line, for what
-    ONNX can't express.
+    node has the node's name, and each operator says in its documentation which operator and node of the model it stands
+    for. The result has passed ONNX's checker with shape inference. Raises ConversionError, naming operator and line,
+    for what ONNX can't express.
     """
     draft = Draft(model)
     inputs, outputs = [], []
@@ -78,7 +78,7 @@ def _emit(draft: Draft, node: fx.Node) -> Any:
     start = len(draft.nodes)
     result = emit(draft, node)
     for written in draft.nodes[start:]:
-        written.doc_string = op_name(node)
+        written.doc_string = f"{op_name(node)} {node.name}"
     return result
 
 

@@ -182,7 +182,7 @@ def test_the_file_says_what_it_is():
     assert [(domain.domain, domain.version) for domain in model.opset_import] == [("", OPSET)]
     assert model.graph.name == "a name" and [value.name for value in model.graph.output] == ["output_0"]
     kinds = [node.op_type for node in model.graph.node]
-    assert {node.op_type: node.doc_string for node in model.graph.node}["Gemm"] == "aten::linear"
+    assert {node.op_type: node.doc_string for node in model.graph.node}["Gemm"] == "aten::linear linear"
     assert kinds.count("QuantizeLinear") == 2 and kinds.count("DequantizeLinear") == 4, "input, weight, bias, output"
 
 
