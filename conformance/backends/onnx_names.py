@@ -18,20 +18,35 @@ _SUFFIXES = ("_QuantizeLinear_Output", "_DequantizeLinear_Output", "_quantized",
 
 @dataclass(frozen=True)
 class Reading:
-    """A graph that was optimized beside the one that it was made from, and which of its values are integers."""
+    """A graph that was optimized beside the one that it was made from.
+
+    `made` has the operator that makes each value of the source, `readers` those that take it, `ranks` the dimensions of
+    constants, `alike` the operators of the source for those of the optimized graph whose values were renamed.
+    """
 
     optimized: Any
-    source: Any
     made: Mapping[str, Any]
     readers: Mapping[str, tuple[Any, ...]]
     ranks: Mapping[str, int]
+    alike: Mapping[str, Any]
 
-    def stem(self, value: str) -> str:
-        """The value of the source graph that a value of the optimized graph stands for, else an empty string."""
-        name = value.rpartition("_token_")[0] or value
-        for suffix in _SUFFIXES:
-            name = name.removesuffix(suffix)
-        return name if name in self.made else ""
+    def stem(self, node: Any) -> str:
+        """The value of the source graph that an operator of the optimized graph makes, else an empty string."""
+        for value in node.output:
+            name = value.rpartition("_token_")[0] or value
+            for suffix in _SUFFIXES:
+                name = name.removesuffix(suffix)
+            if name in self.made:
+                return _behind(self.made, name)
+        twin = self.alike.get(node.output[0])
+        return str(twin.output[0]) if twin is not None else ""
+
+
+def _behind(made: Mapping[str, Any], name: str) -> str:
+    """The value that an output of the graph is another name for."""
+    while name in made and made[name].op_type == "Identity":
+        name = str(made[name].input[0])
+    return name if name in made else ""
 
 
 def read(optimized: Any, source: Any) -> Reading:
@@ -42,17 +57,37 @@ def read(optimized: Any, source: Any) -> Reading:
         for name in node.input:
             readers[name] = (*readers.get(name, ()), node)
     constants = (*source.graph.initializer, *optimized.graph.initializer)
-    return Reading(optimized, source, made, readers, {c.name: len(c.dims) for c in constants})
+    return Reading(optimized, made, readers, {c.name: len(c.dims) for c in constants}, _alike(optimized, source))
+
+
+def _alike(optimized: Any, source: Any) -> dict[str, Any]:
+    """Operators of a kind that both graphs have equally many of, by their order."""
+    found: dict[str, Any] = {}
+    for kind in {node.op_type for node in optimized.graph.node} - _NOTHING:
+        pair = ([node for node in graph.node if node.op_type == kind] for graph in (optimized.graph, source.graph))
+        ours, theirs = pair
+        if len(ours) == len(theirs):
+            found |= {node.output[0]: twin for node, twin in zip(ours, theirs, strict=True)}
+    return found
+
+
+@dataclass(frozen=True)
+class _Ran:
+    """One operator that ran: its name, the node of the module that it stands for, and whether it computes on integers."""
+
+    name: str
+    module_node: str
+    computes: bool
 
 
 def sequence(reading: Reading) -> tuple[str, ...]:
     """The operators that the optimized graph runs, in its order, by canonical name.
 
-    Several ONNX operators may stand for one of the module, which counts once: as quantized where one of them is.
+    An operator of the module that several of ONNX stand for counts once where they are in float.
     """
-    found: list[tuple[str, str]] = []
+    found: list[_Ran] = []
     integers: set[str] = set()
-    produced = {reading.stem(output) for node in reading.optimized.graph.node for output in node.output}
+    produced = {reading.stem(node) for node in reading.optimized.graph.node}
     for node in reading.optimized.graph.node:
         gets_integers = any(name in integers for name in node.input)
         name, module_node = _float_name(reading, node)
@@ -69,36 +104,37 @@ def sequence(reading: Reading) -> tuple[str, ...]:
         elif name.startswith("unmapped:") and node.op_type in _NOTHING:
             name = ""
         if name:
-            found.append((name, module_node))
+            border = node.op_type in _BORDERS
+            found.append(_Ran(name, "" if border else module_node, node.op_type in INTEGER and not border))
     return _once(found)
 
 
-def _once(found: list[tuple[str, str]]) -> tuple[str, ...]:
-    """The names, without those of an operator of the module that was named before, or that is quantized."""
-    claimed = {node for name, node in found if node and name.startswith("quantized::")}
+def _once(found: list[_Ran]) -> tuple[str, ...]:
+    """The names, without those that merely move or finish what another operator for the same node of the module did."""
+    claimed = {ran.module_node for ran in found if ran.computes}
     names = []
-    for name, node in found:
-        if node and name.startswith("aten::"):
-            if node in claimed:
+    for ran in found:
+        if ran.module_node and not ran.computes:
+            if ran.module_node in claimed:
                 continue
-            claimed.add(node)
-        names.append(name)
+            claimed.add(ran.module_node)
+        names.append(ran.name)
     return tuple(names)
 
 
 def _relu(reading: Reading, node: Any, produced: set[str]) -> str:
     """`_relu` where the module has one after the operator's value that the optimized graph has no operator for."""
-    readers = reading.readers.get(reading.stem(node.output[0]), ())
-    stem = reading.stem(node.output[0])
+    stem = reading.stem(node)
     if stem and reading.made[stem].op_type == "Relu":
         return "_relu"
+    readers = reading.readers.get(stem, ())
     absorbed = len(readers) == 1 and readers[0].op_type == "Relu" and readers[0].output[0] not in produced
     return "_relu" if absorbed else ""
 
 
 def _float_name(reading: Reading, node: Any) -> tuple[str, str]:
     """The operator of the module whose value a node makes, and the name of that operator's node in the module."""
-    stem = next((stem for output in node.output if (stem := reading.stem(output))), "")
+    stem = reading.stem(node)
     operator, _, module_node = str(reading.made[stem].doc_string).partition(" ") if stem else ("", "", "")
     return (operator, module_node) if operator.startswith("aten::") else (f"unmapped:{node.op_type}", "")
 
@@ -152,6 +188,8 @@ INTEGER: Mapping[str, Callable[[Reading, Any], str]] = MappingProxyType(
         "NhwcMaxPool": _by_value,
     }
 )
+# Those that make no value of the module: they change how one is stored.
+_BORDERS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 # Those whose results are real numbers.
 _TO_FLOAT = frozenset({"ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"})
 # Those that take a relu after them along, by the range that they saturate to.
