@@ -73,7 +73,7 @@ def _alike(optimized: Any, source: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Ran:
-    """One operator that ran: its name, the node of the module that it stands for, and whether it computes on integers."""
+    """One operator that ran, the node of the module that it stands for, and whether it computes on integers."""
 
     name: str
     module_node: str
@@ -133,10 +133,20 @@ def _relu(reading: Reading, node: Any, produced: set[str]) -> str:
 
 
 def _float_name(reading: Reading, node: Any) -> tuple[str, str]:
-    """The operator of the module whose value a node makes, and the name of that operator's node in the module."""
-    stem = reading.stem(node)
+    """The operator of the module that a node stands for, and the name of that operator's node in the module."""
+    stem = _of_the_same_kind(reading, node, reading.stem(node))
     operator, _, module_node = str(reading.made[stem].doc_string).partition(" ") if stem else ("", "", "")
     return (operator, module_node) if operator.startswith("aten::") else (f"unmapped:{node.op_type}", "")
+
+
+def _of_the_same_kind(reading: Reading, node: Any, stem: str) -> str:
+    """Go back over what the engine has left out after the operator, such as a relu that saturation stands for."""
+    name = stem
+    while name in reading.made and reading.made[name].op_type in _LEFT_OUT:
+        name = str(reading.made[name].input[0])
+        if name in reading.made and reading.made[name].op_type == node.op_type:
+            return name
+    return stem
 
 
 def _plain(name: str) -> Callable[[Reading, Any], str]:
@@ -199,5 +209,7 @@ _KEEPS = frozenset(
     {"MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Gather", "Concat", "Split"}
     | {"Expand", "Tile", "Resize", "DepthToSpace", "SpaceToDepth", "Pad", "GatherElements"}
 )
+# What the bounds of integers, or the weights before it, can stand for.
+_LEFT_OUT = frozenset({"Relu", "Clip", "BatchNormalization", "Identity"})
 # What engines add of their own to change types and layouts.
 _NOTHING = frozenset({"Identity", "Cast", "Transpose", "ReorderInput", "ReorderOutput", "Clip"})

@@ -16,7 +16,7 @@ from conformance.backends import onnx_names
 from conformance.backends.qlib import float_model, mapping_of, operators_of
 from conformance.errors import Unsupported, UsageError
 
-PACKAGES = ("onnxruntime", "onnx")
+PACKAGES = ("onnxruntime", "onnx", "torch")
 # How much of a graph is rewritten before it runs.
 TARGETS: Mapping[str, str] = MappingProxyType({"all": "ORT_ENABLE_ALL", "none": "ORT_DISABLE_ALL"})
 _TYPES: Mapping[str, str] = MappingProxyType({"uint8": "QUInt8", "int8": "QInt8", "int16": "QInt16"})

@@ -15,7 +15,7 @@ from conformance.backends import qlib as bundled
 from conformance.case import Case
 from conformance.deadline import deadline
 from conformance.engine import OURS, Stages, count, fresh, run_case, tensors
-from conformance.errors import Unsupported
+from conformance.errors import Inexpressible, Unsupported
 from conformance.record import Record, Verdict
 
 STAGES = ["build", "capture", "prepare", "calibrate", "convert", "lower", "run", "judge"]
@@ -131,6 +131,24 @@ def test_a_refusal_counts_as_declared_only_for_what_was_declared(lacks: tuple[st
     assert str(record.verdict) == verdict
     assert "no kernel for that" in record.error
     assert ("without having declared it" in record.error) is (verdict == "wrong")
+
+
+def test_a_feature_that_a_refusal_names_counts_as_declared_where_it_was() -> None:
+    act = raising(Unsupported("no groups here", "groups"))
+    for lacks, expected in (({"groups"}, Verdict.UNSUPPORTED), ({"rows"}, Verdict.WRONG)):
+        record = run_case(first(), Scripted(act, (("lacks", frozenset(lacks)),)), "scripted").record
+        assert record.verdict is expected
+
+
+def test_what_the_suite_can_not_express_is_not_held_against_a_backend() -> None:
+    record = run_case(first(), Scripted(raising(Inexpressible("no word for that"))), "scripted").record
+    assert (record.verdict, record.error) == (Verdict.UNSUPPORTED, "can't be put to this backend: no word for that")
+
+
+def test_without_its_packages_a_backend_is_not_asked() -> None:
+    absent = Scripted(raising(AssertionError("asked")), (("missing", ("engine", "tools")),))
+    record = run_case(first(), absent, "scripted").record
+    assert (record.verdict, record.error) == (Verdict.UNSUPPORTED, "not installed: engine, tools")
 
 
 def test_what_is_declared_as_lacking_may_work_all_the_same() -> None:

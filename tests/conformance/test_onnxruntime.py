@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from importlib import metadata
-from pathlib import Path
 
 import pytest
-from small_specs import cases_of, written
+from small_specs import cases_of
 
 from conformance.backends import open_backend
 from conformance.backends.onnxruntime import LACKS, TARGETS
@@ -21,7 +20,7 @@ defaults: {inputs: {x: {shape: [4, 12]}}, capture: [trace]}
 cases:
   - id: linear
     why: the pattern that every engine has
-    module: [nn.Linear(12, 8), nn.ReLU(), "nn.Linear(8, 5)"]
+    module: ["nn.Linear(12, 8)", nn.ReLU(), "nn.Linear(8, 5)"]
     modes: [static, dynamic]
     expect:
       ops: {static: {quantized::linear_relu: 1, quantized::linear: 1}, dynamic: {quantized::linear_dynamic: 2}}
@@ -44,19 +43,24 @@ cases:
 """
 
 
-def verdicts(tmp_path: Path, name: str = "onnxruntime") -> dict[str, tuple[Verdict, str]]:
+def verdicts(name: str = "onnxruntime") -> dict[str, tuple[Verdict, str]]:
     backend = open_backend(name)
-    records = [run_case(case, backend, name).record for case in cases_of(written(tmp_path, SPECS, "engine"))]
+    records = [run_case(case, backend, name).record for case in cases_of(SPECS)]
     return {
         f"{r.subject.spec} {r.subject.mode}": (r.verdict, r.error or "; ".join(f.got for f in r.findings))
         for r in records
     }
 
 
-def test_verdicts(tmp_path: Path) -> None:
+@pytest.fixture
+def installed() -> None:
     pytest.importorskip("onnx", minversion="1.20")
     pytest.importorskip("onnxruntime")
-    found = verdicts(tmp_path)
+
+
+@pytest.mark.usefixtures("installed")
+def test_verdicts() -> None:
+    found = verdicts()
     assert found["linear static"][0] is Verdict.NATIVE, found["linear static"]
     assert found["linear dynamic"][0] is Verdict.NATIVE, found["linear dynamic"]
     assert found["transposed static"][0] is Verdict.FALLBACK
@@ -66,21 +70,19 @@ def test_verdicts(tmp_path: Path) -> None:
     assert "rounding mode" in found["inexpressible static"][1]
 
 
-def test_without_optimizations_nothing_computes_on_integers(tmp_path: Path) -> None:
-    pytest.importorskip("onnx", minversion="1.20")
-    pytest.importorskip("onnxruntime")
-    found = verdicts(tmp_path, "onnxruntime:none")
+@pytest.mark.usefixtures("installed")
+def test_without_optimizations_nothing_computes_on_integers() -> None:
+    found = verdicts("onnxruntime:none")
     assert found["linear static"][0] is Verdict.FALLBACK
     assert "aten::linear: 2" in found["linear static"][1]
 
 
-def test_where_it_is_not_installed_no_case_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_it_is_not_installed_no_case_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> str:
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr("conformance.backends.onnxruntime.version", missing)
-    found = set(verdicts(tmp_path).values())
-    assert found == {(Verdict.UNSUPPORTED, "not installed: onnxruntime, onnx")}
+    assert set(verdicts().values()) == {(Verdict.UNSUPPORTED, "not installed: onnxruntime, onnx, torch")}
 
 
 def test_targets() -> None:
