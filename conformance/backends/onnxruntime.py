@@ -14,7 +14,7 @@ from typing import Any
 from conformance.backend import About, Backend, Program, Quantized, Stage, Task
 from conformance.backends import onnx_names
 from conformance.backends.qlib import float_model, mapping_of, operators_of
-from conformance.errors import Unsupported, UsageError
+from conformance.errors import Inexpressible, Unsupported, UsageError
 
 PACKAGES = ("onnxruntime", "onnx", "torch")
 # How much of a graph is rewritten before it runs.
@@ -34,7 +34,8 @@ LACKS = frozenset(
         "narrow ranges",
     }
     | {f"the observer {name}" for name in ("histogram", "moving_average_min_max", "fixed", "runtime")}
-    | {"int16", "int4", "uint4", "float16"}
+    | {"int4", "uint4", "float16"}
+    | {"other activations at run time than uint8 with a zero point", "uint8 weights beside int8 activations"}
 )
 
 
@@ -102,6 +103,9 @@ class Batches:
     """Calibration data as ONNX Runtime wants it: a dictionary of arrays at a time, None at the end."""
 
     def __init__(self, names: list[str], task: Task) -> None:
+        shapes = [[tuple(x.shape) for x in batch] for batch in (task.inputs, *task.calibration)]
+        if any(shape != shapes[0] for shape in shapes):
+            raise Inexpressible("the model that it gets is written for one size of batch")
         self._left = iter([dict(zip(names, map(array, batch), strict=True)) for batch in task.calibration])
 
     def get_next(self) -> dict[str, Any] | None:
@@ -123,6 +127,10 @@ def _options(task: Task) -> dict[str, Any]:
         raise _lacking("results of a type of their own")
     if activation.observer != "min_max" and task.mode == "static":
         raise _lacking(f"the observer {activation.observer}")
+    if task.mode == "dynamic" and (activation.dtype, activation.symmetric) != ("uint8", False):
+        raise _lacking("other activations at run time than uint8 with a zero point")
+    if (activation.dtype, weight.dtype) == ("int8", "uint8"):
+        raise _lacking("uint8 weights beside int8 activations")
     for spec, types in ((activation, _ACTIVATIONS), (weight, _WEIGHTS)):
         if spec.dtype not in types or spec.group_size is not None:
             raise _lacking(f"{spec.dtype}" if spec.group_size is None else "groups")
