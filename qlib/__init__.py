@@ -42,6 +42,7 @@ _HOMES = {
     "MODES": "quantize",
     "capture_pre_autograd_graph": "pt2e",
     "prepare_pt2e": "pt2e",
+    "prepare_qat_pt2e": "pt2e",
     "convert_pt2e": "pt2e",
     "move_exported_model_to_eval": "training",
     "move_exported_model_to_train": "training",

@@ -79,14 +79,19 @@ def copy_of(model: fx.GraphModule) -> Model:
 
 
 def own_state(model: nn.Module) -> None:
-    """Replace every parameter and buffer by a copy of its own, so that training the model trains no other."""
+    """Replace every parameter and buffer by a copy of its own, so that training the model trains no other.
+
+    What several modules share, such as the graphs of a branch, they go on sharing.
+    """
+    copies: dict[Tensor, Tensor] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                module._parameters[name] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+                own = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+                module._parameters[name] = copies.setdefault(parameter, own)  # type: ignore[assignment]
         for name, buffer in module._buffers.items():
             if buffer is not None:
-                module._buffers[name] = buffer.clone()
+                module._buffers[name] = copies.setdefault(buffer, buffer.clone())
 
 
 def op_name(node: fx.Node) -> str:

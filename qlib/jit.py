@@ -53,6 +53,7 @@ _ADAPT: Mapping[QuantType, Callable[[QConfigMapping], QConfigMapping]] = Mapping
     {
         QuantType.STATIC: MODES["static"].adapt,
         QuantType.DYNAMIC: MODES["dynamic"].adapt,
+        QuantType.QAT: MODES["qat"].adapt,
         QuantType.WEIGHT_ONLY: partial(transform, change=_weights_alone),
     }
 )
@@ -80,7 +81,7 @@ def script_qconfig_dict(qconfig_dict: QConfigDict) -> QConfigMapping:
 
 
 def mapping_of(qconfig_dict: QConfigDict, quant_type: QuantType) -> QConfigMapping:
-    """The QConfigs as the kind of quantization uses them; raises QConfigError for a kind that observers can't serve."""
+    """The QConfigs as the kind of quantization uses them; raises QConfigError for a kind that there is not."""
     if quant_type not in _ADAPT:
         raise QConfigError(f"expected one of {', '.join(_ADAPT)}, found {quant_type!s}")
     return _ADAPT[quant_type](script_qconfig_dict(qconfig_dict))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from torch import fx
 from torch._ops import OpOverload
@@ -10,7 +11,13 @@ from torch._ops import OpOverload
 from qlib.errors import ConversionError
 from qlib.graph import add_buffer, attribute, copy_of, finish
 from qlib.jit import QConfigDict, QuantType, mapping_of
-from qlib.passes.prepare import observe
+from qlib.passes.prepare import observe, observe_trained
+from qlib.qconfig import QConfigMapping
+
+# What stands at the tensors, where it is not observers.
+_OBSERVE: Mapping[QuantType, Callable[[fx.GraphModule, QConfigMapping], fx.GraphModule]] = MappingProxyType(
+    {QuantType.QAT: observe_trained}
+)
 
 
 def insert_observers(
@@ -23,10 +30,13 @@ def insert_observers(
     """Fold batch norms and place an observer at each tensor of a captured graph that will be quantized.
 
     `method_name` is "forward", which is all that a captured graph holds. With `inplace` the graph given is changed and
-    returned, else a copy. Raises QConfigError as `prepare` does, and ConversionError for another method.
+    returned, else a copy. ``QuantType.QAT`` places fake-quantize modules and simulates the folds, as `prepare_qat`, so
+    that the result is trained; its parameters are its own. Raises QConfigError as `prepare` does, and ConversionError
+    for another method.
     """
     _check_method(method_name)
-    return observe(model if inplace else copy_of(model), mapping_of(qconfig_dict, quant_type))
+    observing = _OBSERVE.get(quant_type, observe)
+    return observing(model if inplace else copy_of(model), mapping_of(qconfig_dict, quant_type))
 
 
 def is_weight(node: fx.Node) -> bool:

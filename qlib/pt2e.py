@@ -2,27 +2,34 @@
 
 graph = capture_pre_autograd_graph(module, inputs)     # or torch.export.export(module, inputs).module()
 prepared = prepare_pt2e(graph, quantizer)              # the quantizer's own or torchao's
-prepared(*batch)                                       # calibration data
+prepared(*batch)                                       # calibration data; or prepare_qat_pt2e, and train
 debug = convert_pt2e(prepared)
 final = qlib.lower(debug)
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor, fx, nn
 
 from qlib.errors import CaptureError, QuantizerError
+from qlib.fake_quantize import fake_quantize_for
 from qlib.frontends.capture import capture, captured
 from qlib.frontends.normalize import normalize
 from qlib.frontends.spelling import describe_new, spell_as_exported
-from qlib.graph import Model, copy_of
+from qlib.graph import Model, copy_of, own_state
+from qlib.observers import observer_for
+from qlib.passes.annotate import Annotation
 from qlib.passes.annotated import annotated
 from qlib.passes.convert import as_integers, as_quantize, convert
 from qlib.passes.fuse import fold_batch_norm
 from qlib.passes.own_dequantize import own_dequantize
-from qlib.passes.prepare import check_types, place_observers
+from qlib.passes.prepare import Watch, check_types, place_observers
+from qlib.passes.qat import set_aside, simulate
 from qlib.passes.reference import reference
 from qlib.quantizer import Quantizer, read_annotation
+from qlib.training import move_exported_model_to_train
 
 # What quantizers for torchao inherit, and does nothing.
 _NO_CALLBACK = "Quantizer.prepare_obs_or_fq_callback"
@@ -49,14 +56,37 @@ def prepare_pt2e(model: fx.GraphModule, quantizer: Quantizer) -> fx.GraphModule:
     contradict each other, QConfigError for types and observers that do not exist here.
     """
     prepared = _annotate(fold_batch_norm(_own_graph(model)), quantizer)
-    annotation = annotated(prepared)
-    check_types(annotation)
-    for node in prepared.graph.nodes:
-        if read_annotation(node) is not None:
-            node.meta["annotated"] = True
-    place_observers(prepared, annotation)
+    _place(prepared, {}, observer_for)
     prepared.recompile()
     return prepared
+
+
+def prepare_qat_pt2e(model: fx.GraphModule, quantizer: Quantizer) -> fx.GraphModule:
+    """Return a copy of a captured graph, in training mode, that is trained on the values of its quantized form.
+
+    As `prepare_pt2e`, but with fake-quantize modules for observers, and with batch norms and dropouts as `prepare_qat`
+    has them. The quantizer sees the graph of training mode: what it asks of the value of a batch norm, that is folded
+    into the layer before it, it gets for the value of the layer. ``result.train()`` and ``result.eval()`` switch modes,
+    and so do `move_exported_model_to_train` and `move_exported_model_to_eval`. Train it, and hand it to `convert_pt2e`.
+    Raises what `prepare_pt2e` and `prepare_qat` do.
+    """
+    own = move_exported_model_to_train(_own_graph(model))
+    own_state(own)
+    prepared = _annotate(own, quantizer)
+    aside = set_aside(prepared)
+    simulate(prepared, _place(prepared, aside.gone, fake_quantize_for), aside)
+    return prepared.train()
+
+
+def _place(model: fx.GraphModule, gone: Mapping[fx.Node, fx.Node], watch: Watch) -> Annotation:
+    """Put what `watch` makes where the annotations say, and mark the nodes that have one."""
+    annotation = annotated(model, gone)
+    check_types(annotation)
+    for node in (*model.graph.nodes, *gone):
+        if read_annotation(node) is not None:
+            gone.get(node, node).meta["annotated"] = True
+    place_observers(model, annotation, watch)
+    return annotation
 
 
 def _own_graph(model: fx.GraphModule) -> fx.GraphModule:

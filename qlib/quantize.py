@@ -13,11 +13,13 @@ from torch.utils import _pytree as pytree
 from qlib import interpret
 from qlib.errors import QConfigError
 from qlib.frontends.capture import capture
+from qlib.graph import copy_of
 from qlib.passes.convert import convert
 from qlib.passes.lower import lower
 from qlib.passes.prepare import prepare, prepare_qat
 from qlib.qconfig import QConfig, QConfigMapping, as_mapping, at_run_time, transform
 from qlib.trained import freeze_bn_stats, update_bn_stats
+from qlib.training import move_exported_model_to_eval
 
 Inputs = tuple[Tensor, ...]
 
@@ -72,17 +74,19 @@ SHARE = 1e-3
 def distill(captured: fx.GraphModule, prepared: fx.GraphModule, batches: Sequence[Inputs]) -> None:
     """Train a graph from `prepare_qat` to give what the float graph gives, and leave it in evaluation mode.
 
-    Makes `STEPS` steps of stochastic gradient descent on the mean squared difference of the outputs, going round
-    `batches`, with batch norms by their running statistics, as befits a model that was trained already. A step is
-    shortened for parameters whose norm it would change by more than `SHARE` (You et al. 2017, section 4).
+    The float graph is run in evaluation mode, whatever it was captured in, and stays as it is. Makes `STEPS` steps of
+    stochastic gradient descent on the mean squared difference of the outputs, going round `batches`, with batch norms
+    by their running statistics, as befits a model that was trained already. A step is shortened for parameters whose
+    norm it would change by more than `SHARE` (You et al. 2017, section 4).
     """
     parameters = [parameter for parameter in prepared.parameters() if parameter.requires_grad]
+    teacher = move_exported_model_to_eval(copy_of(captured))  # so that its statistics stay as they are
     prepared.train()
     prepared.apply(freeze_bn_stats)
     for step in range(STEPS):
         batch = batches[step % len(batches)]
         with torch.no_grad():
-            wanted = interpret.run(captured, [x.clone() for x in batch])
+            wanted = interpret.run(teacher, [x.clone() for x in batch])
         with torch.enable_grad():
             loss = _difference(prepared(*(x.clone() for x in batch)), wanted)
         if loss.requires_grad:

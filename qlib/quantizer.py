@@ -158,6 +158,12 @@ def read_annotation(node: fx.Node) -> Note | None:
     return Note(inputs, output, bool(getattr(annotation, "allow_implicit_sharing", True)))
 
 
+def quantizes_input(node: fx.Node) -> bool:
+    """Whether a quantizer wants a value quantized for `node`; raises as `read_annotation` does."""
+    note = read_annotation(node)
+    return note is not None and bool(note.inputs)
+
+
 def read_spec(spec: Any) -> Wanted | None:
     """One of the four specs, known by the names of its class, as this library's own type; None for what stays in float.
 

@@ -2,7 +2,7 @@
 
 In training mode a layer with a batch norm computes
 
-    factor = gamma / sqrt(running_var + eps)
+    factor = gamma / sqrt(running_var + eps)                                the product of these, for several in a row
     y = batch_norm(layer(x, fake_quantize(W * factor)) / factor + b)        by the statistics of the batch
 
 (Jacob et al. 2018, section 3.2, with the running variance in the factor). In evaluation mode the weight is the same and
@@ -11,6 +11,7 @@ the batch norm lies in the bias, so that nothing is left to do after the layer: 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,7 @@ from qlib.arith import widen_weight_scale
 from qlib.fake_quantize import FakeQuantize, LearnableFakeQuantize, RuntimeFakeQuantize
 from qlib.fold import Channels, Norm, scaled_weight
 from qlib.graph import add_buffer, attribute, get_attr
+from qlib.regions import all_models
 from qlib.straight_through import fake_quantize_bias
 
 
@@ -33,14 +35,14 @@ class NormSettings:
 
 @dataclass(frozen=True)
 class Fold:
-    """How a layer's weight meets the batch normalisation after it."""
+    """How a layer's weight meets the batch normalisations after it, one or several in a row."""
 
     channels: Channels
-    settings: NormSettings
+    settings: tuple[NormSettings, ...]
 
 
 class TrainedLayer(nn.Module):
-    """A layer's weight and bias as the layer is to use them: folded with its batch norm and fake-quantized.
+    """A layer's weight and bias as the layer is to use them: folded with its batch norms and fake-quantized.
 
     `weight` fake-quantizes the weight; `source` stands at the layer's input and knows its scale, by which the bias is
     fake-quantized, except where the input is quantized at run time; `fold` is None for a layer without a batch norm.
@@ -54,16 +56,16 @@ class TrainedLayer(nn.Module):
         self.source = None if isinstance(source, RuntimeFakeQuantize) else source
         self.fold = fold
 
-    def forward(self, weight: Tensor, bias: Tensor | None, *norm: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias for the layer; `norm` is gamma, beta, running mean and variance.
+    def forward(self, weight: Tensor, bias: Tensor | None, *norms: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias for the layer; `norms` is gamma, beta, running mean and variance of each batch norm.
 
         In training the bias of a layer with a batch norm is None, since it is added after the division.
         """
         if self.fold is not None and self.training:
-            factor = _nonzero(_norm(norm, self.fold.settings).factor)
+            factor = _simulated_factor(norms, self.fold.settings)
             weight, bias = scaled_weight(weight, factor, self.fold.channels), None
         else:
-            weight, bias = self.folded(weight, bias, *norm)
+            weight, bias = self.folded(weight, bias, *norms)
         self.weight.observe(weight)
         if bias is None or self.source is None or not self.weight.fake_quant_enabled:
             return self.weight.fake_quantize(weight), bias
@@ -71,30 +73,34 @@ class TrainedLayer(nn.Module):
         scale = widen_weight_scale(self.weight.qparams().scale, input_scale, bias)
         return self.weight.fake_quantize(weight, scale), fake_quantize_bias(bias, input_scale, scale)
 
-    def folded(self, weight: Tensor, bias: Tensor | None, *norm: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias with the batch norm folded by its running statistics, not quantized."""
+    def folded(self, weight: Tensor, bias: Tensor | None, *norms: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias with the batch norms folded by their running statistics, not quantized."""
         if self.fold is None:
             return weight, bias
-        statistics = _norm(norm, self.fold.settings)
-        return scaled_weight(weight, statistics.factor, self.fold.channels), statistics.bias(bias)
+        for tensors, settings in zip(_by_norm(norms), self.fold.settings, strict=True):
+            statistics = _norm(tensors, settings)
+            weight = scaled_weight(weight, statistics.factor, self.fold.channels)
+            bias = statistics.bias(bias)
+        return weight, bias
 
 
 class FoldedBatchNorm(nn.Module):
-    """The batch norm after a layer whose weight carries its factor; in evaluation mode the layer has done it all."""
+    """The batch norms after a layer whose weight carries their factor; in evaluation mode the layer has done it all."""
 
-    def __init__(self, settings: NormSettings) -> None:
+    def __init__(self, settings: tuple[NormSettings, ...]) -> None:
         super().__init__()
         self.settings = settings
         self.frozen = False
 
-    def forward(self, y: Tensor, bias: Tensor | None, *norm: Tensor | None) -> Tensor:
+    def forward(self, y: Tensor, bias: Tensor | None, *norms: Tensor | None) -> Tensor:
         """Take the factor off the layer's result `y`, add the layer's bias, and normalise; moves the statistics."""
         if not self.training:
             return y
-        factor = _nonzero(_norm(norm, self.settings).factor)
-        x = y / _along_channels(factor.to(y.dtype), y)
+        x = y / _along_channels(_simulated_factor(norms, self.settings).to(y.dtype), y)
         x = x if bias is None else x + _along_channels(bias, y)
-        return _normalised(x, norm, self.settings, not self.frozen)
+        for norm, settings in zip(_by_norm(norms), self.settings, strict=True):
+            x = _normalised(x, norm, settings, not self.frozen)
+        return x
 
 
 class BatchNorm(nn.Module):
@@ -147,8 +153,18 @@ def _normalised(x: Tensor, norm: tuple[Tensor | None, ...], settings: NormSettin
     return nn.functional.batch_norm(x, mean, variance, gamma, beta, training, settings.momentum, settings.eps)
 
 
-def _nonzero(factor: Tensor) -> Tensor:
-    """A channel with a factor of zero is trained unscaled, as dividing by zero would leave nothing of it."""
+def _by_norm(tensors: tuple[Tensor | None, ...]) -> Iterator[tuple[Tensor | None, ...]]:
+    """The tensors of several batch norms, those of each together."""
+    return (tensors[start : start + 4] for start in range(0, len(tensors), 4))
+
+
+def _simulated_factor(tensors: tuple[Tensor | None, ...], settings: tuple[NormSettings, ...]) -> Tensor:
+    """The product of the factors, which a weight carries in training and which the result is divided by.
+
+    A channel with a factor of zero is trained unscaled, as dividing by zero would leave nothing of it.
+    """
+    norms = [_norm(norm, numbers) for norm, numbers in zip(_by_norm(tensors), settings, strict=True)]
+    factor = torch.stack([norm.factor for norm in norms]).prod(0)
     return torch.where(factor == 0.0, 1.0, factor)
 
 
@@ -162,17 +178,18 @@ def _along_channels(values: Tensor, like: Tensor) -> Tensor:
 def settle(model: fx.GraphModule) -> None:
     """Leave of a trained graph what runs in evaluation mode, in place: layers with constants, batch norms, observers.
 
-    A graph that was not prepared for training stays as it is.
+    Branches and loops are settled too. A graph that was not prepared for training stays as it is.
     """
-    for node in list(model.graph.nodes):
-        module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, TrainedLayer):
-            _settle_layer(model, node, module)
-        elif isinstance(module, FoldedBatchNorm | Dropout):
-            node.replace_all_uses_with(node.args[0])
-            model.graph.erase_node(node)
-        elif isinstance(module, BatchNorm):
-            _settle_norm(model, node, module.settings)
+    for part in all_models(model):
+        for node in list(part.graph.nodes):
+            module = part.get_submodule(str(node.target)) if node.op == "call_module" else None
+            if isinstance(module, TrainedLayer):
+                _settle_layer(part, node, module)
+            elif isinstance(module, FoldedBatchNorm | Dropout):
+                node.replace_all_uses_with(node.args[0])
+                part.graph.erase_node(node)
+            elif isinstance(module, BatchNorm):
+                _settle_norm(part, node, module.settings)
 
 
 def _settle_layer(model: fx.GraphModule, node: fx.Node, layer: TrainedLayer) -> None:

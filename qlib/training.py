@@ -8,6 +8,9 @@ from types import MappingProxyType
 import torch
 from torch import fx
 
+from qlib.graph import Model
+from qlib.regions import all_models
+
 _aten = torch.ops.aten
 
 # The position of the argument that says whether the operator is in training.
@@ -26,7 +29,7 @@ _ADDITIONS = (_aten.add.Tensor, _aten.add_.Tensor)
 def move_exported_model_to_eval(model: fx.GraphModule) -> fx.GraphModule:
     """Put the dropouts and batch norms of a captured graph into evaluation mode, in place; returns `model`.
 
-    Works on this library's graphs and on those of ``torch.export.export(...).module()``.
+    Works on this library's graphs, prepared ones too, and on those of ``torch.export.export(...).module()``.
     """
     return _switch(model, training=False)
 
@@ -40,13 +43,14 @@ def move_exported_model_to_train(model: fx.GraphModule) -> fx.GraphModule:
 
 
 def _switch(model: fx.GraphModule, *, training: bool) -> fx.GraphModule:
-    for node in model.graph.nodes:
-        if (position := _FLAGS.get(node.target)) is not None:
-            node.update_arg(position, training)
-        elif _counts_batches(node):
-            node.update_arg(1, int(training))
-    model.recompile()
-    return model
+    for part in all_models(model):
+        for node in part.graph.nodes:
+            if (position := _FLAGS.get(node.target)) is not None:
+                node.update_arg(position, training)
+            elif _counts_batches(node):
+                node.update_arg(1, int(training))
+        part.recompile()
+    return model.train(training) if isinstance(model, Model) else model  # torch's refuse that
 
 
 def _counts_batches(node: fx.Node) -> bool:

@@ -128,6 +128,7 @@ def capture(module: nn.Module, inputs: tuple[Tensor, ...], method: str = "export
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise CaptureError(f"no capture method is named {method!r}; expected one of {', '.join(METHODS)}.{hint}")
     _check_examples(inputs)
+    _check_norms(module)
     if isinstance(module, torch.jit._trace.TopLevelTracedModule):  # whose parts hide their programs
         module = torch.jit._recursive.wrap_cpp_module(module._c)
     names = _Names(module)
@@ -175,6 +176,17 @@ def _check_examples(inputs: tuple[Tensor, ...]) -> None:
         if not isinstance(value, Tensor):
             raise CaptureError(
                 f"input {position}: expected a tensor, found {type(value).__name__}; give it in the module"
+            )
+
+
+def _check_norms(module: nn.Module) -> None:
+    """A cumulative average moves by a step that follows from the count of batches, which a graph has no place for."""
+    for path, part in module.named_modules():
+        counts = getattr(part, "num_batches_tracked", None) is not None
+        if counts and part.training and getattr(part, "momentum", 0.0) is None:
+            raise CaptureError(
+                f"expected a batch norm with a number as momentum in training mode, found None at {path!r}: set it, or "
+                "capture the module in evaluation mode"
             )
 
 

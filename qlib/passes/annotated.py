@@ -12,7 +12,9 @@ The rules of placement are those that quantizers for torchao are written for:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
+from types import MappingProxyType
 
 import torch
 from torch import fx
@@ -46,14 +48,17 @@ class _Points:
         return value in self.specs or any((value, user) in self.specs for user in value.users)
 
 
-def annotated(model: fx.GraphModule) -> Annotation:
+def annotated(model: fx.GraphModule, gone: Mapping[fx.Node, fx.Node] = MappingProxyType({})) -> Annotation:
     """Read the annotations of a normalised graph and find the operators that they quantize.
+
+    `gone` are nodes that were taken out since the graph was annotated, with those that have their values now: what is
+    asked of the former is asked of the latter.
 
     Raises QuantizerError where they contradict each other: a spec shared with a point that has none or with itself in a
     circle, one derived from what is not quantized, an edge between nodes that have none; and QConfigError for types and
     observers that do not exist here.
     """
-    points = _read(model.graph)
+    points = _read(model.graph, gone)
     matches = _operators(model.graph, points)
     weights = [
         Placement(value, points.specs[value, head], (head,), None)
@@ -72,20 +77,21 @@ def annotated(model: fx.GraphModule) -> Annotation:
 # --------------------------------------------------------------------------------------------------------------- points
 
 
-def _read(graph: fx.Graph) -> _Points:
+def _read(graph: fx.Graph, gone: Mapping[fx.Node, fx.Node]) -> _Points:
     wanted: dict[EdgeOrNode, Wanted] = {}
     sharing: list[Edge] = []
-    for node in graph.nodes:
+    for node in chain(graph.nodes, gone):
         note = read_annotation(node)
         if note is None:
             continue
-        for value, spec in note.inputs.items():
+        for asked, spec in note.inputs.items():
+            value = gone.get(asked, asked)
             if value not in node.all_input_nodes:
                 raise QuantizerError(f"{node} is annotated with an input {value} that it does not take")
-            wanted[value, node] = spec
+            wanted[value, node] = _moved(spec, gone)
             sharing += [(value, node)] if note.shares else []
         if note.output is not None:
-            wanted[node] = note.output
+            wanted[gone.get(node, node)] = _moved(note.output, gone)
     groups: Groups[EdgeOrNode] = Groups()
     specs = _resolved(wanted, groups)
     derived = {point: spec for point, spec in wanted.items() if isinstance(spec, Derived)}
@@ -96,6 +102,17 @@ def _read(graph: fx.Graph) -> _Points:
     points = _Points(specs, groups, {point: spec for point, spec in derived.items() if isinstance(point, tuple)})
     _check_points(points)
     return points
+
+
+def _moved(spec: Wanted, gone: Mapping[fx.Node, fx.Node]) -> Wanted:
+    """A spec with the points that it refers to as they are called now."""
+
+    def now(point: EdgeOrNode) -> EdgeOrNode:
+        return (gone.get(point[0], point[0]), point[1]) if isinstance(point, tuple) else gone.get(point, point)
+
+    if isinstance(spec, Shared):
+        return Shared(now(spec.point))
+    return replace(spec, sources=tuple(map(now, spec.sources))) if isinstance(spec, Derived) else spec
 
 
 def _resolved(wanted: Mapping[EdgeOrNode, Wanted], groups: Groups[EdgeOrNode]) -> dict[EdgeOrNode, QSpec]:

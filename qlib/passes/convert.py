@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
-from qlib.arith import STORAGE, bias_of_layer, quantize, widen_weight_scale
+from qlib.arith import STORAGE, bias_of_layer, dequantize, quantize, widen_weight_scale
 from qlib.errors import CalibrationError
 from qlib.fake_quantize import FAKE_QUANTIZES, RuntimeFakeQuantize
 from qlib.graph import add_buffer, attribute, copy_of, finish, get_attr, nodes_in, op_name
@@ -272,8 +272,7 @@ def _quantize_bias(model: fx.GraphModule, head: fx.Node, op: Op, input_scale: Te
     integers, steps = bias_of_layer(attribute(model, target), input_scale, params.scale)
     with model.graph.inserting_before(head):
         if head.meta.get("float_bias"):
-            step = input_scale.double() * params.scale.double()
-            head.update_arg(op.bias, _hold(model, f"{target}_snapped", (integers * step).float()))
+            head.update_arg(op.bias, _hold(model, f"{target}_snapped", dequantize(integers, steps)))
             return
         copy = get_attr(model.graph, target)
         copy.meta = dict(bias_node.meta)

@@ -49,18 +49,22 @@ def prepare_qat(model: fx.GraphModule, qconfig: QConfigMapping | QConfig | str |
     """Return a copy of a captured graph, in training mode, that is trained on the values of its quantized form.
 
     As `prepare`, but with fake-quantize modules for observers, and with batch norms that take part in the training:
-    the fold into the layer before them is simulated, and exact at conversion. Batch norms and dropouts heed
-    ``result.train()`` and ``result.eval()``. The parameters are the result's own, under the names that `model` has for
-    them: an optimizer over ``result.parameters()`` leaves `model` alone. Train it, and hand it to `convert`.
+    the fold into the layer before them, of several in a row too, is simulated, and exact at conversion. Batch norms and
+    dropouts heed ``result.train()`` and ``result.eval()``. Branches and loops are trained too. The parameters are the
+    result's own, under the names that `model` has for them: an optimizer over ``result.parameters()`` leaves `model`
+    alone. Train it, and hand it to `convert`. Raises CaptureError for a batch norm whose momentum is 0 or None.
     """
-    mapping = as_mapping(qconfig)
+    return observe_trained(copy_of(model), as_mapping(qconfig))
+
+
+def observe_trained(model: fx.GraphModule, mapping: QConfigMapping) -> fx.GraphModule:
+    """Do to `model` itself what `prepare_qat` does to a copy; returns `model`."""
     check_paths(mapping, model.meta.get("modules", mapping.modules))
-    prepared = copy_of(model)
-    own_state(prepared)
-    aside = set_aside(prepared)
-    annotation = _annotate_and_place(prepared, mapping, fake_quantize_for)
-    simulate(prepared, annotation, aside)
-    return prepared.train()
+    own_state(model)
+    aside = set_aside(model)
+    annotation = _annotate_and_place(model, mapping, fake_quantize_for)
+    simulate(model, annotation, aside)
+    return model.train()
 
 
 def _annotate_and_place(model: fx.GraphModule, mapping: QConfigMapping, watch: Watch) -> Annotation:

@@ -56,8 +56,26 @@ def test_observers_placed_in_place_see_data() -> None:
 def test_what_insert_observers_refuses() -> None:
     with pytest.raises(ConversionError, match=r"'forward'.*found 'other'"):
         insert_observers(three_nodes(), "other", DEFAULT)
-    with pytest.raises(QConfigError, match="found qat"):
-        insert_observers(three_nodes(), "forward", DEFAULT, quant_type=QuantType.QAT)
+    with pytest.raises(QConfigError, match="found never"):
+        insert_observers(three_nodes(), "forward", DEFAULT, quant_type="never")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_training_after_insert_observers(inplace: bool) -> None:
+    given = three_nodes()
+    weight = given.get_buffer("fc.weight").clone() if "fc.weight" in dict(given.named_buffers()) else None
+    model = insert_observers(given, "forward", DEFAULT, inplace, QuantType.QAT)
+    assert (model is given) is inplace and model.training
+    kinds = [type(part).__name__ for part in model.modules() if hasattr(part, "spec")]
+    assert {*kinds} == {"FakeQuantize", "MinMaxObserver"} and kinds.count("FakeQuantize") == 3
+    assert inplace or not observers(given)
+    x = torch.randn(2, 3)
+    model(x)
+    model.eval()
+    debug = qlib.convert(model)
+    assert torch.equal(model(x), debug(x))
+    assert qlib.executed_ops(qlib.lower(debug))["quantized::linear_relu"] == 1
+    assert weight is None or inplace or torch.equal(given.get_buffer("fc.weight"), weight)
 
 
 def final() -> Model:

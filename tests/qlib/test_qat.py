@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 import qlib
 from qlib import interpret
+from qlib.errors import CaptureError
 from qlib.fake_quantize import FakeQuantize, LearnableFakeQuantize
 from qlib.fold import Norm
 from qlib.frontends.capture import capture
@@ -326,13 +327,74 @@ def test_three_nodes_in_training_form() -> None:
     assert names(final) == ["quantize_per_tensor", "conv1d_relu", "dequantize_per_tensor"]
 
 
-def test_the_second_of_two_norms_stands_alone() -> None:
-    module = seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4))).train()
+def two_norms() -> nn.Module:
+    layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4, momentum=0.3, eps=1e-2)]
+    return seeded(lambda: nn.Sequential(*layers)).train()
+
+
+@BOTH
+def test_norms_in_a_row_fold_together(method: str) -> None:
     x = drawn(4, 3, 6, 6)
-    prepared = prepare_qat(capture(module, (x,)))
+    prepared = prepare_qat(capture(two_norms(), (x,), method))
     train(prepared, x)
-    _, final = assert_settles(prepared, x)
-    assert qlib.executed_ops(final)["quantized::batch_norm"] == 1
+    debug, final = assert_settles(prepared, x)
+    assert "batch_norm" not in names(debug)
+    assert qlib.executed_ops(final) == {
+        "quantized::quantize_per_tensor": 1, "quantized::conv2d": 1, "quantized::dequantize_per_tensor": 1
+    }  # fmt: skip
+
+
+def test_norms_in_a_row_are_trained_as_in_float() -> None:
+    module, x = two_norms(), drawn(4, 3, 6, 6)
+    prepared = prepare_qat(capture(module, (x,)))
+    prepared.apply(qlib.disable_fake_quant)
+    expected, found = module(x), prepared(x)
+    assert torch.allclose(found, expected, atol=1e-4)
+    expected.square().mean().backward()
+    found.square().mean().backward()
+    gradients = dict(module.named_parameters())
+    for name, parameter in prepared.named_parameters():
+        assert torch.allclose(parameter.grad, gradients[name].grad, atol=1e-4, rtol=1e-3), name
+    for name, buffer in module.named_buffers():
+        if "running" in name:
+            assert torch.allclose(dict(prepared.named_buffers())[name], buffer, atol=1e-5), name
+    assert torch.allclose(prepared.eval()(x), module.eval()(x), atol=1e-4)
+
+
+def test_norms_in_a_row_after_a_layer_in_float_stand_in_their_order() -> None:
+    module, x = two_norms(), drawn(4, 3, 6, 6)
+    prepared = prepare_qat(capture(module, (x,)), None)
+    assert torch.allclose(prepared(x), module(x), atol=1e-6)
+    norms = [part for part in prepared.modules() if isinstance(part, BatchNorm)]
+    calls = [n.target for n in prepared.graph.nodes if n.op == "call_module"]
+    assert [prepared.get_submodule(name).settings.momentum for name in calls] == [0.1, 0.3] and len(norms) == 2
+
+
+@pytest.mark.parametrize("method", ["export", "trace", "script"])
+def test_a_cumulative_average_is_refused(method: str) -> None:
+    """A graph can't hold a momentum that follows from a count; in evaluation mode torch says 0, which moves nothing."""
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=None))
+    x = drawn(4, 3, 6, 6)
+    with pytest.raises(CaptureError, match="found None at '1'"):
+        capture(module.train(), (x,), method)
+    captured = capture(module.eval(), (x,), method)
+    with pytest.raises(CaptureError, match=r"momentum above 0 of the batch norm '1' at .*, found 0 or None"):
+        prepare_qat(captured)
+    qlib.prepare(captured)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_distilling_leaves_the_float_graph_as_it_is(training: bool) -> None:
+    module = seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.9))).train(training)
+    x = drawn(4, 3, 6, 6)
+    captured = capture(module, (x,))
+    before = copy.deepcopy(captured.state_dict()), str(captured.graph)
+    prepared = prepare_qat(captured)
+    distill(captured, prepared, [(x,)])
+    assert all(torch.equal(captured.state_dict()[name], value) for name, value in before[0].items())
+    assert str(captured.graph) == before[1] and captured.training is training
+    wanted = module.eval()(x)  # what it was trained to give: no dropout, running statistics
+    assert float((prepared(x) - wanted).detach().square().mean() / wanted.square().mean()) < 1e-3
 
 
 def test_a_layer_left_in_float_is_trained_with_its_norm() -> None:

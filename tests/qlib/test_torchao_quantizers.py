@@ -21,8 +21,8 @@ from qlib.graph import attribute
 pytest.importorskip("torchao")
 
 import torchao.quantization.pt2e.quantizer as ao
-from torchao.quantization.pt2e import MinMaxObserver, PerChannelMinMaxObserver
-from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+from torchao.quantization.pt2e import MinMaxObserver, PerChannelMinMaxObserver, move_exported_model_to_eval
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
 from torchao.quantization.pt2e.quantizer import Quantizer
 from torchao.quantization.pt2e.quantizer.embedding_quantizer import EmbeddingQuantizer
 from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
@@ -304,3 +304,73 @@ def test_embeddings() -> None:
     debug = qlib.convert_pt2e(prepared)
     assert qlib.executed_ops(qlib.lower(debug)) == {"quantized::embedding_byte": 1}
     assert sqnr(module(*inputs), debug(*inputs)) > 40
+
+
+# ------------------------------------------------------------------------------------------------------------- training
+
+TRAINED: dict[str, Callable[[], Any]] = {
+    "x86": functools.partial(x86, is_qat=True),
+    "xnnpack": functools.partial(xnnpack, is_qat=True),
+    "xnnpack_per_channel": functools.partial(xnnpack, is_qat=True, is_per_channel=True),
+}
+# Those without batch norms, with which torchao's preparation takes half a minute.
+QUICK = (
+    "linear_chain",
+    "linear_no_bias",
+    "conv_relu_in_place",
+    "max_pool",
+    "adaptive_pool",
+    "linear_add_relu",
+    "plain",
+)
+MODELS["plain"] = (lambda: Of(lambda m, x: torch.relu(m.c2(y := torch.relu(m.conv(x))) + y), conv()), IMAGE)
+MODELS["dropout"] = (lambda: chain(nn.Linear(5, 4), nn.ReLU(), nn.Dropout(0.5), nn.Linear(4, 3)), image(3, 5))
+
+
+@pytest.mark.parametrize("quantizer", TRAINED)
+@pytest.mark.parametrize("model", QUICK)
+def test_the_placement_of_training_is_torchaos(model: str, quantizer: str) -> None:
+    compare_trained(model, quantizer)
+
+
+@pytest.mark.parametrize(("model", "quantizer"), [("conv_bn_relu", "x86"), ("residual", "xnnpack_per_channel")])
+def test_the_placement_with_batch_norms_is_torchaos(model: str, quantizer: str) -> None:
+    compare_trained(model, quantizer)
+
+
+@pytest.mark.parametrize("quantizer", TRAINED)
+@pytest.mark.parametrize("model", ["residual", "residual_in_place", "mobile", "dropout"])
+def test_a_trained_graph_is_its_converted_one(model: str, quantizer: str) -> None:
+    module, inputs = trainable(model)
+    prepared = trained_by_qlib(module(), quantizer, inputs)
+    debug = qlib.convert_pt2e(prepared)
+    assert torch.equal(prepared(*inputs), debug(*inputs))
+    assert "batch_norm" not in {name_of(n) for n in debug.graph.nodes if isinstance(n.target, torch._ops.OpOverload)}
+    assert disagreements(debug, qlib.lower(debug), inputs) == 0
+
+
+def trainable(model: str) -> tuple[Callable[[], fx.GraphModule], tuple[Tensor, ...]]:
+    torch.manual_seed(0)
+    build, inputs = MODELS[model]
+    return torch.export.export(build().train(), inputs).module, inputs
+
+
+def trained_by_qlib(graph: fx.GraphModule, quantizer: str, inputs: tuple[Tensor, ...]) -> fx.GraphModule:
+    prepared = qlib.prepare_qat_pt2e(graph, TRAINED[quantizer]())
+    prepared(*inputs).square().mean().backward()
+    return qlib.move_exported_model_to_eval(prepared)
+
+
+def compare_trained(model: str, quantizer: str) -> None:
+    module, inputs = trainable(model)
+    theirs = prepare_qat_pt2e(module(), TRAINED[quantizer]())
+    theirs(*inputs)
+    theirs = convert_pt2e(move_exported_model_to_eval(theirs))
+    prepared = trained_by_qlib(module(), quantizer, inputs)
+    debug = qlib.convert_pt2e(prepared)
+    assert placement(debug) == placement(theirs)
+    assert counts(debug) == counts(theirs)
+    with torch.no_grad():
+        assert sqnr(theirs(*inputs), debug(*inputs)) > 25
+        assert torch.equal(prepared(*inputs), debug(*inputs))
+    assert disagreements(debug, qlib.lower(debug), inputs) == 0
