@@ -26,7 +26,7 @@ from qlib.passes.convert import as_integers, as_quantize, convert
 from qlib.passes.fuse import fold_batch_norm
 from qlib.passes.own_dequantize import own_dequantize
 from qlib.passes.prepare import Watch, check_types, place_observers
-from qlib.passes.qat import set_aside, simulate
+from qlib.passes.qat import forget_counts, set_aside, simulate
 from qlib.passes.reference import reference
 from qlib.quantizer import Quantizer, read_annotation
 from qlib.training import move_exported_model_to_train
@@ -72,6 +72,7 @@ def prepare_qat_pt2e(model: fx.GraphModule, quantizer: Quantizer) -> fx.GraphMod
     """
     own = move_exported_model_to_train(_own_graph(model))
     own_state(own)
+    forget_counts(own)  # of which quantizers would take each for a second result of its batch norm
     prepared = _annotate(own, quantizer)
     aside = set_aside(prepared)
     simulate(prepared, _place(prepared, aside.gone, fake_quantize_for), aside)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from qlib.errors import CaptureError
@@ -16,7 +17,7 @@ from qlib.graph import add_module, attribute, finish, get_attr, nodes_in, op_nam
 from qlib.ops import BY_HEAD, Op
 from qlib.passes.annotate import Annotation
 from qlib.quantizer import quantizes_input
-from qlib.regions import all_models, regions_in
+from qlib.regions import all_models, regions_in, set_results
 from qlib.trained import BatchNorm, Dropout, Fold, FoldedBatchNorm, NormSettings, TrainedLayer
 
 _DROPOUTS = frozenset({"aten::dropout", "aten::feature_dropout", "aten::alpha_dropout", "aten::feature_alpha_dropout"})
@@ -51,13 +52,12 @@ def set_aside(model: fx.GraphModule) -> SetAside:
     seen is no longer kept. Branches and loops are brought into that form too. Raises CaptureError for a batch norm
     whose running statistics would not move in training.
     """
+    forget_counts(model)
     aside = SetAside({}, {}, {})
     for part in all_models(model):
         for node in list(part.graph.nodes):
             name = op_name(node)
-            if name == "aten::copy_" and str(node.args[0].target).endswith("num_batches_tracked"):
-                part.graph.erase_node(node)
-            elif name == "aten::batch_norm" and node.args[3] is not None:
+            if name == "aten::batch_norm" and node.args[3] is not None:
                 node.update_arg(5, False)
                 _set_norm_aside(node, aside)
             elif name in _DROPOUTS and _vanishes(node, aside) and len(node.args[0].users) == 1:
@@ -65,6 +65,18 @@ def set_aside(model: fx.GraphModule) -> SetAside:
                 _vanish(node, aside)
         part.graph.eliminate_dead_code()
     return aside
+
+
+def forget_counts(model: fx.GraphModule) -> None:
+    """Take out what counts the batches that batch norms have seen, in place; also what branches give for it alone."""
+    for node in model.graph.find_nodes(op="call_function", target=torch.ops.aten.copy_.default):
+        if str(node.args[0].target).endswith("num_batches_tracked"):
+            model.graph.erase_node(node)
+    for part in all_models(model):
+        part.graph.eliminate_dead_code()
+        for region in regions_in(part):
+            if not region.carried:
+                set_results(region, [position for position in region.results if region.taken(position)])
 
 
 def _set_norm_aside(node: fx.Node, aside: SetAside) -> None:
