@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, fx, nn
 
+from conformance.backend import Program
 from conformance.backends import qlib as bundled
 from conformance.checks import judge
 from conformance.compare import max_abs, sqnr_db
@@ -22,13 +23,15 @@ from conformance.spec import ModeExpect
 LEAST_SQNR_DB = 15.0
 
 
-def check_quantizer(
+def check_quantizer(  # noqa: PLR0913  (the arguments that such checks are known to take)
     model: nn.Module,
     example_inputs: Sequence[Tensor],
     quantizer: object,
     expected_node_occurrence: Mapping[object, int],
     expected_node_list: Sequence[object] = (),
     is_debug_mode: bool = False,
+    *,
+    is_qat: bool = False,
     calibration: Sequence[Sequence[Tensor]] = (),
     least_sqnr_db: float = LEAST_SQNR_DB,
 ) -> fx.GraphModule:
@@ -39,16 +42,19 @@ def check_quantizer(
     others between them allowed; both name them by entries of `torch.ops` (those of `quantized_decomposed` too) or by
     names such as `aten::linear`, and without an overload mean all. `example_inputs` are one call's tensors; the model
     is calibrated on them unless `calibration` has other calls. It is checked in evaluation mode. `is_debug_mode` prints
-    the graphs. The caller's module and data are never changed.
+    the graphs. With `is_qat` the model is captured in training mode and trained on that data for a few steps, always
+    the same, towards the float model's results. The caller's module and data are never changed.
 
     Raises AssertionError, listing every finding, where counts or order differ, the converted graph has less than
     `least_sqnr_db` of signal to noise against the float model, the final form parts from it by more than ties, the
-    reference form differs from the final form's plain kernels in any number, or a second call differs from the first.
+    reference form differs from the final form's plain kernels in any number, or a second call differs from the first;
+    with `is_qat` also where the converted graph differs from the trained one, in evaluation mode, in any number.
     """
     model = copy.deepcopy(model).eval()
+    mode = "qat" if is_qat else "static"
     inputs = fresh(example_inputs)
     batches = [fresh(batch) for batch in calibration] or [fresh(inputs)]
-    found = bundled.quantize_by(copy.deepcopy(model), fresh(inputs), batches, quantizer)
+    found = bundled.quantize_by(copy.deepcopy(model).train(is_qat), fresh(inputs), batches, quantizer, mode)
     if is_debug_mode:
         _print(found)
     evidence = observe(model, inputs, found.quantized)
@@ -58,7 +64,8 @@ def check_quantizer(
         _order(expected_node_list, names),
         *judge(evidence, ModeExpect(debug_equal=0.0)),
         _accuracy(evidence, least_sqnr_db),
-        _reference(found, inputs),
+        _same("reference", found.spelled, found.plain, inputs),
+        *([_same("trained", found.quantized.debug, found.prepared, inputs)] if is_qat else []),
     ]
     failed = [finding for finding in findings if finding.outcome is Outcome.FAILED]
     if failed:
@@ -106,10 +113,18 @@ def _accuracy(evidence: Evidence, least: float) -> Finding:
     return _finding("accuracy", got >= least, f"sqnr_db >= {least:g}", f"sqnr_db {got:.4g}")
 
 
-def _reference(found: bundled.ByQuantizer, inputs: Sequence[Tensor]) -> Finding:
-    """The reference form against the final form on plain kernels: the same numbers."""
+# What a form must give the same numbers as, by the name of the check.
+_MODELS = {
+    "reference": "the numbers of the final form",
+    "trained": "the numbers of the trained graph in evaluation mode",
+}
+
+
+def _same(check: str, form: Program | None, model: Program, inputs: Sequence[Tensor]) -> Finding:
+    """One form against another that it must agree with in every number."""
+    assert form is not None
     with torch.no_grad():
-        spelled, plain = (tensors(program.call(*fresh(inputs))) for program in (found.spelled, found.plain))
-    held = len(spelled) == len(plain) and all(map(torch.equal, spelled, plain))
-    got = "the same" if held else f"off by {max_abs(plain, spelled) if len(spelled) == len(plain) else 'outputs'}"
-    return _finding("reference", held, "the numbers of the final form", got)
+        found, wanted = (tensors(program.call(*fresh(inputs))) for program in (form, model))
+    held = len(found) == len(wanted) and all(map(torch.equal, found, wanted))
+    got = "the same" if held else f"off by {max_abs(wanted, found) if len(found) == len(wanted) else 'outputs'}"
+    return _finding(check, held, _MODELS[check], got)

@@ -159,30 +159,41 @@ def _forms(forms: AllForms, kernels: str, notes: tuple[str, ...] = ()) -> Quanti
 class ByQuantizer:
     """What a quantizer led to: all forms, the converted graph, and the final form in two plain implementations.
 
-    `spelled` is the reference form's, in ATen operators, `plain` that of the kernels' plain implementations.
+    `prepared` is the graph that saw the data, `spelled` is the reference form's, in ATen operators, `plain` that of the
+    kernels' plain implementations.
     """
 
     quantized: Quantized
     converted: fx.GraphModule
+    prepared: Program
     spelled: Program
     plain: Program
 
 
+# How the export flow prepares a graph, by mode.
+_PREPARES = {"static": "prepare_pt2e", "qat": "prepare_qat_pt2e"}
+
+
 def quantize_by(
-    module: nn.Module, inputs: Sequence[Tensor], batches: Sequence[Sequence[Tensor]], quantizer: object
+    module: nn.Module, inputs: Sequence[Tensor], batches: Sequence[Sequence[Tensor]], quantizer: object, mode: str
 ) -> ByQuantizer:
-    """Quantize as a quantizer of the export flow says."""
+    """Quantize as a quantizer of the export flow says; the mode is "static" or "qat", whose steps are seeded."""
+    import torch
+
     import qlib
 
     captured = qlib.capture_pre_autograd_graph(module, tuple(inputs))
-    prepared = qlib.prepare_pt2e(captured, quantizer)
-    qlib.calibrate(prepared, [tuple(batch) for batch in batches])
+    prepared = getattr(qlib, _PREPARES[mode])(captured, quantizer)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        qlib.MODES[mode].fit(captured, prepared, [tuple(batch) for batch in batches])
     debug = qlib.convert_pt2e(prepared)
     final = qlib.lower(debug)
     spelled = qlib.convert_pt2e(prepared, use_reference_representation=True)
     return ByQuantizer(
         _forms(qlib.Quantized(captured, prepared, debug, final), "fast"),
         debug,
+        _program(prepared, "fast", prepared),
         _program(spelled, "reference", spelled),
         _program(final, "reference", final),
     )

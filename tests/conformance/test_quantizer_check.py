@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -184,3 +185,90 @@ def test_the_graphs_can_be_printed(module: nn.Module, capsys: pytest.CaptureFixt
     printed = capsys.readouterr().out
     for name in ("float graph:", "converted graph:", "final graph:", "reference graph:"):
         assert name in printed
+
+
+# ------------------------------------------------------------------------------------------------------------- training
+
+
+@dataclass(frozen=True)
+class Convolutions:
+    """Quantizes a convolution and what its batch norm gives; the liar has the norm's input quantized too."""
+
+    lies: bool = False
+    activation: Any = INT8
+
+    def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
+        for norm in model.graph.find_nodes(op="call_function", target=aten.batch_norm.default):
+            conv = norm.args[0]
+            inputs = {conv.args[0]: self.activation, conv.args[1]: WEIGHT}
+            conv.meta["quantization_annotation"] = qlib.QuantizationAnnotation(inputs)
+            edges = {conv: self.activation} if self.lies else {}
+            norm.meta["quantization_annotation"] = qlib.QuantizationAnnotation(edges, self.activation)
+        return model
+
+    def validate(self, model: fx.GraphModule) -> None:
+        pass
+
+
+IMAGES = (torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(5)),)
+TRAINED: dict[object, int] = {
+    "quantized::quantize_per_tensor": 2,
+    "quantized::dequantize_per_tensor": 2,
+    "quantized::dequantize_per_channel": 1,
+    "aten::conv2d": 1,
+    "aten::batch_norm": 0,
+}
+
+
+@pytest.fixture
+def convolution() -> nn.Module:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5))
+    module(*IMAGES)
+    return module
+
+
+def test_an_honest_quantizer_of_training(convolution: nn.Module) -> None:
+    before = {name: value.clone() for name, value in convolution.state_dict().items()}
+    state = torch.get_rng_state()
+    order = ["quantized::quantize_per_tensor", aten.conv2d, "quantized::quantize_per_tensor"]
+    first = check_quantizer(convolution, IMAGES, Convolutions(), TRAINED, order, is_qat=True)
+    assert torch.equal(torch.get_rng_state(), state)
+    second = check_quantizer(convolution, IMAGES, Convolutions(), TRAINED, order, is_qat=True)
+    assert torch.equal(first(*IMAGES), second(*IMAGES))
+    assert convolution.training
+    assert all(torch.equal(value, before[name]) for name, value in convolution.state_dict().items())
+
+
+def test_weights_are_trained(module: nn.Module) -> None:
+    trained = check_quantizer(module, INPUTS, Linears(), COUNTS, ORDER, is_qat=True)
+    calibrated = check_quantizer(module, INPUTS, Linears(), COUNTS, ORDER)
+    assert not torch.equal(trained(*INPUTS), calibrated(*INPUTS))
+
+
+def test_a_quantizer_that_keeps_the_norm_apart(convolution: nn.Module) -> None:
+    with pytest.raises(AssertionError, match=r"^occurrence: expected .*batch_norm': 0.*; got .*batch_norm': 1"):
+        check_quantizer(convolution, IMAGES, Convolutions(lies=True), TRAINED, is_qat=True)
+
+
+def test_a_scale_that_leaves_nothing_after_training(convolution: nn.Module) -> None:
+    coarse = Convolutions(activation=qlib.FixedQParamsQuantizationSpec(torch.int8, 1000.0, 0))
+    with pytest.raises(AssertionError, match=r"(?m)^accuracy: expected sqnr_db >= 15; got sqnr_db"):
+        check_quantizer(convolution, IMAGES, coarse, TRAINED, is_qat=True)
+
+
+def test_a_conversion_that_forgets_the_training(module: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It converts the graph before its last step, which all other checks take for right."""
+    convert = qlib.convert_pt2e
+
+    def forgetful(model: fx.GraphModule, use_reference_representation: bool = False) -> fx.GraphModule:
+        earlier = copy.deepcopy(model)
+        with torch.no_grad():
+            for parameter in earlier.parameters():
+                parameter.mul_(1.02)
+        return convert(earlier, use_reference_representation)
+
+    monkeypatch.setattr(qlib, "convert_pt2e", forgetful)
+    with pytest.raises(AssertionError, match=r"^trained: expected the numbers of the trained graph .*; got off by"):
+        check_quantizer(module, INPUTS, Linears(), COUNTS, ORDER, is_qat=True)
+    check_quantizer(module, INPUTS, Linears(), COUNTS, ORDER)

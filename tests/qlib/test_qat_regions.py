@@ -30,7 +30,7 @@ class Branching(nn.Module):
         self.drop, self.other, self.last = nn.Dropout(0.5), nn.Conv2d(3, 3, 1), nn.Conv2d(3, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if bool(x.sum() > 0):  # noqa: SIM108  (TorchScript keeps statements only)
+        if bool(x.sum() > 0):
             y = self.drop(self.norm(self.conv(x)))
         else:
             y = torch.relu(self.other(torch.tanh(self.other(x))))
