@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from qlib.fake_quantize import FakeQuantize, LearnableFakeQuantize
 from qlib.fold import channels_of, layer_before
-from qlib.graph import add_module, attribute, finish, get_attr, op_name
+from qlib.graph import add_module, attribute, drop_unused_nodes, finish, get_attr, op_name
 from qlib.passes.annotate import Annotation
 from qlib.rewrite import Match
 from qlib.trained import BatchNorm, Dropout, Fold, FoldedBatchNorm, NormSettings, TrainedLayer
@@ -56,7 +56,7 @@ def set_aside(model: fx.GraphModule) -> SetAside:
         elif name in _DROPOUTS and len(node.args[0].users) == 1 and node.args[0] not in dropouts:
             dropouts[node.args[0]] = _dropout(node)
             _vanish(node)
-    model.graph.eliminate_dead_code()
+    drop_unused_nodes(model.graph)
     return SetAside(norms, dropouts)
 
 
@@ -155,7 +155,7 @@ def _train_weight(model: fx.GraphModule, match: Match, norm: _Norm | None) -> No
         items = [model.graph.call_function(operator.getitem, (pair, position)) for position in (0, 1)]
     pair.meta = {"module_path": head.meta.get("module_path", ""), "module_type": head.meta.get("module_type", "")}
     for item, node in zip(items, (weight, bias), strict=True):
-        item.meta = dict(pair.meta if node is None else node.meta)
+        item.meta.update(pair.meta if node is None else node.meta)
     assert op.bias is not None
     head.update_arg(op.weight, items[0])
     head.update_arg(op.bias, items[1])
