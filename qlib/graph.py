@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
 from itertools import count
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.fx._lazy_graph_module import _LazyGraphModule
-from torch.fx.node import Argument
+from torch.fx.node import Argument, map_arg
 
 from qlib.regions import IN_PYTHON, drop_unused_operands, inner_model, inner_models, regions_in
 from qlib.saved import Row, graph_of, rows_of
@@ -64,18 +64,38 @@ def copy_of(model: fx.GraphModule) -> Model:
 
     The models within are copied too; observers stay the same objects.
     """
-    graph = fx.Graph()
-    values: dict[fx.Node, fx.Node] = {}
-    output = graph.graph_copy(model.graph, values)
-    for old, new in values.items():
-        new.meta = dict(old.meta)
-    if output is not None:
-        graph.output(output)
-    copy = Model(model, graph)
+    copy = Model(nn.Module(), fx.Graph())
+    _share_state(model, copy)
+    copy.graph = _copied(model.graph)
+    drop_unused_state(copy)
     for name, inner in inner_models(model):
         copy.add_submodule(name, copy_of(inner))
+    copy.training = model.training
     copy.meta = dict(model.meta)
     return copy
+
+
+def _copied(source: fx.Graph) -> fx.Graph:
+    graph = fx.Graph()
+    values: dict[fx.Node, fx.Node] = {}
+    for old in source.nodes:
+        new = graph.create_node(old.op, old.target, name=old.name, type_expr=old.type)
+        new._update_args_kwargs(map_arg(old.args, values.__getitem__), map_arg(old.kwargs, values.__getitem__))
+        new.meta.update(old.meta)
+        values[old] = new
+    return graph
+
+
+def _share_state(source: nn.Module, copy: nn.Module) -> None:
+    """Give `copy` what `source` holds; a module that only holds others is copied, so that either can be added to."""
+    copy._parameters.update(source._parameters)
+    copy._buffers.update(source._buffers)
+    for name, child in source._modules.items():
+        if child is not None and type(child) is nn.Module:
+            copy._modules[name] = holder = nn.Module()
+            _share_state(child, holder)
+        else:
+            copy._modules[name] = child
 
 
 def own_state(model: nn.Module) -> None:
@@ -160,10 +180,17 @@ def add_module(model: nn.Module, name: str, module: nn.Module) -> str:
     return free
 
 
+def call(graph: fx.Graph, target: Any, *args: Argument) -> fx.Node:
+    """A call at the current insertion point, without fx's search of the arguments for symbolic numbers."""
+    node = graph.create_node("call_function", target)
+    node._update_args_kwargs(args, {})
+    return node
+
+
 def get_attr(graph: fx.Graph, target: str) -> fx.Node:
     """A `get_attr` node at the current insertion point, without fx's look for the attribute."""
     node = graph.create_node("get_attr", target)
-    node.meta = {"module_path": target.rpartition(".")[0]}
+    node.meta["module_path"] = target.rpartition(".")[0]
     return node
 
 
@@ -173,7 +200,7 @@ def become(node: fx.Node, target: OpOverload, *args: Any) -> None:
 
 
 def finish(model: fx.GraphModule) -> None:
-    """Remove what nothing uses any more, nodes and state, check the graph and generate its code; also inside."""
+    """Remove what nothing uses any more, nodes and state, and have the code generated anew; also inside."""
     for region in regions_in(model):
         inside = [inner_model(model, reference) for reference in region.references]
         for inner in inside:
@@ -181,29 +208,33 @@ def finish(model: fx.GraphModule) -> None:
         drop_unused_operands(region)
         for inner in inside:
             inner.recompile()
-    model.graph.eliminate_dead_code()
+    drop_unused_nodes(model.graph)
     drop_unused_state(model)
-    model.graph.lint()
     model.recompile()
+
+
+def drop_unused_nodes(graph: fx.Graph) -> None:
+    """Erase the nodes whose values nothing uses, but those with effects."""
+    for node in reversed(graph.nodes):
+        if not node.users and not node.is_impure():
+            graph.erase_node(node)
 
 
 def drop_unused_state(model: nn.Module) -> None:
     """Delete parameters, buffers and submodules that no node of the graph refers to."""
     graph = model.graph
     assert isinstance(graph, fx.Graph)
-    used = {str(node.target) for node in graph.nodes if node.op in ("get_attr", "call_module")}
-    _drop(model, "", used)
+    _drop(model, [node.target.split(".") for node in graph.nodes if node.op in ("get_attr", "call_module")])
 
 
-def _drop(module: nn.Module, prefix: str, used: set[str]) -> None:
-    for store in (module._parameters, module._buffers):
-        for name in [n for n in store if f"{prefix}{n}" not in used]:
+def _drop(module: nn.Module, used: Iterable[Sequence[str]]) -> None:
+    """Keep of a module what the paths in `used` lead to; a path that ends keeps all."""
+    within: dict[str, list[Sequence[str]]] = {}
+    for name, *rest in used:
+        within.setdefault(name, []).append(rest)
+    for store in (module._parameters, module._buffers, module._modules):
+        for name in store.keys() - within.keys():
             del store[name]
-    for name, child in list(module._modules.items()):
-        path = f"{prefix}{name}"
-        if path in used or child is None:
-            continue
-        if not any(target.startswith(f"{path}.") for target in used):
-            del module._modules[name]
-        else:
-            _drop(child, f"{path}.", used)
+    for name, child in module._modules.items():
+        if child is not None and all(within[name]):
+            _drop(child, within[name])

@@ -92,7 +92,7 @@ def _replace(site: Site, write: Callable[[Site], fx.Node], lists: dict[fx.Node, 
     place = next(iter(tail.users)) if site.result is not None else tail
     with graph.inserting_before(place):
         node = write(site)
-    node.meta = {**place.meta, "replaces": place.name}
+    node.meta.update(place.meta, replaces=place.name)
     if site.sources and site.result is None:
         lists[tail] = Source(node, site.sources[0].scale, site.sources[0].zero_point, site.sources[0].dtype)
         return

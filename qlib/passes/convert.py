@@ -15,7 +15,7 @@ from torch._ops import OpOverload
 from qlib.arith import STORAGE, bias_of_layer, dequantize, quantize, widen_weight_scale
 from qlib.errors import CalibrationError
 from qlib.fake_quantize import FAKE_QUANTIZES, RuntimeFakeQuantize
-from qlib.graph import add_buffer, attribute, copy_of, finish, get_attr, nodes_in, op_name
+from qlib.graph import add_buffer, attribute, call, copy_of, finish, get_attr, nodes_in, op_name
 from qlib.kernels import KERNELS
 from qlib.observers import OBSERVERS, Follower, RuntimeObserver
 from qlib.ops import BY_HEAD, OPS, Op
@@ -57,7 +57,7 @@ def as_quantize(
     source.meta.update(shape=tuple(value.shape), dtype=value.dtype)
     overload = _OPS.quantize_per_tensor.default if params.axis is None else _OPS.quantize_per_channel.default
     dtype = STORAGE[params.dtype]
-    node = model.graph.call_function(overload, (source, *arguments, params.qmin, params.qmax, dtype))
+    node = call(model.graph, overload, source, *arguments, params.qmin, params.qmax, dtype)
     node.meta.update(source.meta, dtype=dtype)
     return node
 
@@ -147,8 +147,8 @@ def _arrive(nodes: Sequence[fx.Node], kind: _Kind) -> None:
         node.meta["dtype"] = dtype
         users = list(node.users)
         with node.graph.inserting_after(node):
-            real = node.graph.call_function(_DEQUANTIZE, (node, *pair))
-        real.meta = meta
+            real = call(node.graph, _DEQUANTIZE, node, *pair)
+        real.meta.update(meta)
         for user in users:
             again = user.target is _OPS.quantize_per_tensor.default
             if again and [*user.args[1:3], user.args[-1]] == [*pair, dtype]:
@@ -191,21 +191,18 @@ def _quantize_activation(model: fx.GraphModule, node: fx.Node, where: str) -> No
             qmin, qmax = spec.range
             dtype = STORAGE[spec.dtype]
             choose, quantize_, dequantize_ = _BY_ROW if spec.group_size == ROW else _AT_RUN_TIME
-            choice = model.graph.call_function(choose, (value, qmin, qmax, spec.symmetric, dtype))
-            pair: tuple[Any, ...] = tuple(model.graph.call_function(operator.getitem, (choice, i)) for i in (0, 1))
-            q = model.graph.call_function(quantize_, (value, *pair, qmin, qmax, dtype))
-            dequantized = model.graph.call_function(dequantize_, (q, *pair))
+            choice = call(model.graph, choose, value, qmin, qmax, spec.symmetric, dtype)
+            pair: tuple[Any, ...] = tuple(call(model.graph, operator.getitem, choice, i) for i in (0, 1))
+            q = call(model.graph, quantize_, value, *pair, qmin, qmax, dtype)
+            dequantized = call(model.graph, dequantize_, q, *pair)
         else:
             params = _qparams(model, node, where)
             pair = (float(params.scale), int(params.zero_point))
             dtype = STORAGE[params.dtype]
-            q = model.graph.call_function(
-                _OPS.quantize_per_tensor.default,
-                (value, *pair, params.qmin, params.qmax, dtype),
-            )
-            dequantized = model.graph.call_function(_DEQUANTIZE, (q, *pair))
-    q.meta = {**node.meta, "dtype": dtype}
-    dequantized.meta = dict(node.meta)
+            q = call(model.graph, _OPS.quantize_per_tensor.default, value, *pair, params.qmin, params.qmax, dtype)
+            dequantized = call(model.graph, _DEQUANTIZE, q, *pair)
+    q.meta.update(node.meta, dtype=dtype)
+    dequantized.meta.update(node.meta)
     node.replace_all_uses_with(dequantized)
     model.graph.erase_node(node)
 
@@ -231,9 +228,9 @@ def _spell_inside(model: fx.GraphModule, node: fx.Node) -> None:
     name = next(free for free in (f"{node.name}_{n}" for n in count()) if not hasattr(model, free))
     model.add_submodule(name, inside(node, tuple(entered.args[1].args[0].args[1:])))
     with model.graph.inserting_before(node):
-        call = model.graph.call_module(name, node.args)
-    call.meta = {**node.meta, "stands_for": f"{op_name(node)}.{node.target._overloadname}"}
-    node.replace_all_uses_with(call)
+        spelled = model.graph.call_module(name, node.args)
+    spelled.meta.update(node.meta, stands_for=f"{op_name(node)}.{node.target._overloadname}")
+    node.replace_all_uses_with(spelled)
     model.graph.erase_node(node)
 
 
@@ -275,7 +272,7 @@ def _quantize_bias(model: fx.GraphModule, head: fx.Node, op: Op, input_scale: Te
             head.update_arg(op.bias, _hold(model, f"{target}_snapped", dequantize(integers, steps)))
             return
         copy = get_attr(model.graph, target)
-        copy.meta = dict(bias_node.meta)
+        copy.meta.update(bias_node.meta)
         head.update_arg(op.bias, copy)
         stored = f"{target}_int32"
         arguments = _arguments(model, stored, steps)
@@ -312,7 +309,7 @@ def _dequantize(
     """Put a dequantize of `source` in the place of `node`."""
     per_channel = _OPS.dequantize_per_group.default if params.group_size else _OPS.dequantize_per_channel.default
     overload = _OPS.dequantize_per_tensor.default if len(arguments) == 2 else per_channel
-    dequantized = model.graph.call_function(overload, (source, *arguments))
-    dequantized.meta = dict(node.meta)
+    dequantized = call(model.graph, overload, source, *arguments)
+    dequantized.meta.update(node.meta)
     node.replace_all_uses_with(dequantized)
     model.graph.erase_node(node)

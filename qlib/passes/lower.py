@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from qlib.graph import copy_of, finish
+from qlib.graph import call, copy_of, finish
 from qlib.kernels import Site, call_at
 from qlib.regions import all_models
 from qlib.sites import replace_sites
@@ -25,5 +25,5 @@ def lower(debug: fx.GraphModule) -> fx.GraphModule:
 
 
 def _kernel(site: Site) -> fx.Node:
-    call = call_at(site)
-    return site.model.graph.call_function(call.target, call.arguments)
+    kernel = call_at(site)
+    return call(site.model.graph, kernel.target, *kernel.arguments)

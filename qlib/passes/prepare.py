@@ -168,7 +168,7 @@ def _insert(sites: _Sites, placement: Placement, value: fx.Node, observer: nn.Mo
     users = list(value.users) if placement.users is None else placement.users
     with value.graph.inserting_after(value):
         node = value.graph.call_module(name, (value,))
-    node.meta = dict(value.meta)
+    node.meta.update(value.meta)
     for user in users:
         user.replace_input_with(_reach(sites, value, user.graph), _reach(sites, node, user.graph))
     return node

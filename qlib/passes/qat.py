@@ -13,7 +13,7 @@ from torch import fx, nn
 from qlib.errors import CaptureError
 from qlib.fake_quantize import FAKE_QUANTIZES, FakeQuantize, LearnableFakeQuantize
 from qlib.fold import channels_of, layer_before
-from qlib.graph import add_module, attribute, finish, get_attr, nodes_in, op_name
+from qlib.graph import add_module, attribute, drop_unused_nodes, finish, get_attr, nodes_in, op_name
 from qlib.ops import BY_HEAD, Op
 from qlib.passes.annotate import Annotation
 from qlib.quantizer import quantizes_input
@@ -63,7 +63,7 @@ def set_aside(model: fx.GraphModule) -> SetAside:
             elif name in _DROPOUTS and _vanishes(node, aside) and len(node.args[0].users) == 1:
                 aside.dropouts[node.args[0]] = _dropout(node)
                 _vanish(node, aside)
-        part.graph.eliminate_dead_code()
+        drop_unused_nodes(part.graph)
     return aside
 
 
@@ -73,7 +73,7 @@ def forget_counts(model: fx.GraphModule) -> None:
         if str(node.args[0].target).endswith("num_batches_tracked"):
             model.graph.erase_node(node)
     for part in all_models(model):
-        part.graph.eliminate_dead_code()
+        drop_unused_nodes(part.graph)
         for region in regions_in(part):
             if not region.carried:
                 set_results(region, [position for position in region.results if region.taken(position)])
@@ -219,7 +219,7 @@ def _train_weight(model: fx.GraphModule, layer: _Layer, source: nn.Module | None
         items = [model.graph.call_function(operator.getitem, (pair, position)) for position in (0, 1)]
     pair.meta = {"module_path": head.meta.get("module_path", ""), "module_type": head.meta.get("module_type", "")}
     for item, node in zip(items, (weight, bias), strict=True):
-        item.meta = dict(pair.meta if node is None else node.meta)
+        item.meta.update(pair.meta if node is None else node.meta)
     assert op.bias is not None
     head.update_arg(op.weight, items[0])
     head.update_arg(op.bias, items[1])

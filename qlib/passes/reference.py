@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from qlib.graph import copy_of, finish
+from qlib.graph import copy_of, drop_unused_nodes, finish
 from qlib.regions import all_models
 from qlib.sites import replace_sites
 from qlib.spelled import BORDERS, REWRITES
@@ -28,7 +28,7 @@ def reference(debug: fx.GraphModule) -> fx.GraphModule:
 
 def _rewrite(model: fx.GraphModule) -> None:
     replace_sites(model, lambda site: REWRITES[site.match.op.kernel](site))
-    model.graph.eliminate_dead_code()
+    drop_unused_nodes(model.graph)
     for node in list(model.graph.nodes):
         if node.target in BORDERS:
             _spell(model.graph, node)

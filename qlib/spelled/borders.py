@@ -10,8 +10,8 @@ import torch
 from torch import fx
 
 from qlib.arith import MIN_SCALE
-from qlib.graph import op_name
-from qlib.spelled.formulas import ATEN, call, to, with_other
+from qlib.graph import call, op_name
+from qlib.spelled.formulas import ATEN, to, with_other
 
 _OPS = torch.ops.qlib
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from qlib.graph import op_name
+from qlib.graph import call, op_name
 from qlib.kernels import KERNELS, Site
-from qlib.spelled.formulas import ATEN, call, requantized_float, shifted, times, to
+from qlib.spelled.formulas import ATEN, requantized_float, shifted, times, to
 
 # Selections that ATen has kernels for integers for.
 _ON_INTEGERS = frozenset({"aten::max_pool2d", "aten::max_pool3d"})

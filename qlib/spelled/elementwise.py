@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from qlib.graph import call
 from qlib.kernels import KERNELS, Site, Source
-from qlib.spelled.formulas import ATEN, call, requantized, shifted, times
+from qlib.spelled.formulas import ATEN, requantized, shifted, times
 
 
 def table(site: Site) -> fx.Node:

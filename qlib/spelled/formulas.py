@@ -7,14 +7,10 @@ from typing import Any
 import torch
 from torch import fx
 
+from qlib.graph import call
 from qlib.kernels.kernel import Result, Site
 
 ATEN = torch.ops.aten
-
-
-def call(graph: fx.Graph, target: Any, *args: Any) -> fx.Node:
-    """A node that calls `target`."""
-    return graph.call_function(target, args)
 
 
 def with_other(graph: fx.Graph, packet: Any, x: fx.Node, other: fx.Node | float) -> fx.Node:

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import fx
 
+from qlib.graph import call
 from qlib.kernels import Site
 from qlib.kernels.weight_only import stored_half, stored_weight
-from qlib.spelled.formulas import ATEN, call, finished, shifted, times, to
+from qlib.spelled.formulas import ATEN, finished, shifted, times, to
 
 
 def linear_weight_only(site: Site) -> fx.Node:

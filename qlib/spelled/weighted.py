@@ -11,8 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, fx
 
+from qlib.graph import call
 from qlib.kernels import Site
-from qlib.spelled.formulas import ATEN, call, finished, requantized, shifted, times, to
+from qlib.spelled.formulas import ATEN, finished, requantized, shifted, times, to
 
 Sums = Callable[[Site, fx.Node], fx.Node]
 

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from qlib.graph import call
 from qlib.kernels import Site
-from qlib.spelled.formulas import ATEN, call
+from qlib.spelled.formulas import ATEN
 from qlib.spelled.weighted import shifted_weight
 
 
