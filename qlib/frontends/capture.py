@@ -214,7 +214,9 @@ def _quiet() -> Iterator[None]:
 def _explain(error: Exception, method: str) -> str:
     """What torch said, where in the user's code, and what else to try, in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = lines[0] if lines else "no message"
+    # A line that ends with a colon says only where the next one applies.
+    told = next((n for n, line in enumerate(lines) if not line.endswith(":")), 0)
+    said = " ".join(lines[: told + 1]) if lines else "no message"
     place = ""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if not frame.filename.startswith(_NOT_THE_USERS):

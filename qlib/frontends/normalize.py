@@ -314,6 +314,14 @@ def _hardtanh(node: fx.Node) -> None:
         become(node, _aten.relu6.default, node.args[0])
 
 
+def _difference(node: fx.Node) -> None:
+    """``-x + c``, which is how TorchScript spells ``c - x``."""
+    negated, number = node.args
+    known = not isinstance(number, fx.Node) and not node.kwargs
+    if known and isinstance(negated, fx.Node) and negated.target is _aten.neg.default:
+        become(node, _aten.rsub.Scalar, negated.args[0], number, 1)
+
+
 _OF_A_NUMBER: Mapping[OpOverload, OpOverload] = MappingProxyType(
     {_aten.add.Scalar: _aten.add.Tensor, _aten.sub.Scalar: _aten.sub.Tensor}
 )
@@ -325,6 +333,8 @@ def _with_number(node: fx.Node) -> None:
     node.target = _OF_A_NUMBER[node.target]  # type: ignore[index]
     node.args = (tensor, number)
     node.kwargs = {} if factor == 1 else {"alpha": factor}
+    if node.target is _aten.add.Tensor:
+        _difference(node)
 
 
 def _alias(target: OpOverload) -> Rewrite:
@@ -386,6 +396,7 @@ _ROWS: tuple[tuple[Rewrite, tuple[OpOverload, ...]], ...] = (
     *REDUCTIONS,
     *DECOMPOSED,
     (_with_number, tuple(_OF_A_NUMBER)),
+    (_difference, (_aten.add.Tensor,)),
     *((_alias(target), (alias,)) for alias, target in _ALIASES.items()),
 )
 # One row for each operator that is written differently.

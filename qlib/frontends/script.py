@@ -30,7 +30,7 @@ from qlib.frontends.numbers import (
     take_out,
 )
 from qlib.frontends.scope import Number, Scope, Traced, Unset, plain, written
-from qlib.frontends.torchscript import NameOf, call_arguments, overload_of
+from qlib.frontends.torchscript import SCALAR_TYPES, NameOf, call_arguments, overload_of
 from qlib.frontends.untouched import private_copy
 
 # What turns the data of tensors into plain values that no tensor can hold.
@@ -45,7 +45,7 @@ def script(module: nn.Module, inputs: tuple[Tensor, ...], name_of: NameOf) -> fx
     A module that is a ScriptModule already is taken as it is. `name_of` gives the dotted name under which a tensor of
     the module will be kept. Raises CaptureError where the data decides what is run.
     """
-    program = module if isinstance(module, torch.jit.ScriptModule) else torch.jit.script(module)
+    program = module if isinstance(module, torch.jit.ScriptModule) else _compiled(module)
     scope = Scope(fx.Graph(), name_of)
     start = Frame(scope, "", _body)
     arguments = [Traced(scope.entry(f"input_{n}"), value.clone()) for n, value in enumerate(inputs)]
@@ -58,6 +58,15 @@ def script(module: nn.Module, inputs: tuple[Tensor, ...], name_of: NameOf) -> fx
             scope.call(torch.ops.aten.copy_.default, before, after)
     scope.graph.output(written(scope, result))
     return scope.graph
+
+
+def _compiled(module: nn.Module) -> Any:
+    """The module compiled; what can't be compiled is forgotten, since torch takes it for half done the next time."""
+    try:
+        return torch.jit.script(module)
+    except Exception:
+        torch.jit._recursive.concrete_type_store = torch.jit._recursive.ConcreteTypeStore()
+        raise
 
 
 @contextmanager
@@ -213,6 +222,9 @@ def _call_method(frame: Frame, node: Any) -> None:
 
 def _call_function(frame: Frame, node: Any) -> None:
     name, *arguments = frame.inputs(node)
+    if name in _SETTINGS:
+        frame.put(node, _SETTINGS[name])
+        return
     body = torch.jit._state._python_cu.find_function(name).graph
     frame.put(node, _one(_body(frame.inner(frame.path), body, arguments)))
 
@@ -262,6 +274,24 @@ def _append(items: list[Any], item: Any) -> list[Any]:
     return items
 
 
+def _tensor(frame: Frame, node: Any) -> None:
+    """A tensor of known numbers is a constant, and a copy of it may be changed; one of the data's is an operator."""
+    data, dtype, *_ = given = frame.inputs(node)
+    if isinstance(data, Traced | Tensor | Number):
+        _record(frame, node, given)
+    elif _holds_data(data):
+        _refuse_number(node)
+    else:
+        made = torch.tensor(data, dtype=None if dtype is None else SCALAR_TYPES[dtype])
+        frame.put(node, frame.scope.call(torch.ops.aten.clone.default, made))
+
+
+def _holds_data(value: Any) -> bool:
+    return any(map(_holds_data, value)) if isinstance(value, list) else isinstance(value, Traced | Tensor | Number)
+
+
+# Functions of torch that say how it is set; as `capture` sets it, which compiled code does not heed.
+_SETTINGS: Mapping[str, Any] = MappingProxyType({"__torch__.torch.backends.mha.get_fastpath_enabled": False})
 # Operators that share their name with one on tensors, or that take lists of anything.
 _ON_LISTS: Mapping[str, Callable[..., Any]] = MappingProxyType(
     {
@@ -286,6 +316,8 @@ _HANDLERS: Mapping[str, Callable[[Frame, Any], None]] = MappingProxyType(
         "prim::DictConstruct": _dict,
         "prim::ListUnpack": _unpack,
         "prim::TupleUnpack": _unpack,
+        "aten::tensor": _tensor,
+        "aten::as_tensor": _tensor,
         "prim::TupleIndex": _by(lambda items, index: items[index]),
         "prim::unchecked_cast": _by(lambda value: value),
         "prim::unchecked_unwrap_optional": _by(lambda value: value),

@@ -23,13 +23,13 @@ from qlib.frontends.untouched import untouched
 NameOf = Callable[[Tensor], str]
 
 # TorchScript stores these enumerations as integers, in the order in which C++ declares them.
-_DTYPES = (
+SCALAR_TYPES = (
     *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.float32, torch.float64),
     *(torch.complex32, torch.complex64, torch.complex128, torch.bool, None, None, None, torch.bfloat16),
 )
 _MEMORY_FORMATS = (torch.contiguous_format, torch.preserve_format, torch.channels_last, torch.channels_last_3d)
 _ENUMERATIONS: Mapping[str, tuple[Any, ...]] = MappingProxyType(
-    {"ScalarType": _DTYPES, "MemoryFormat": _MEMORY_FORMATS, "Layout": (torch.strided,)}
+    {"ScalarType": SCALAR_TYPES, "MemoryFormat": _MEMORY_FORMATS, "Layout": (torch.strided,)}
 )
 # A traced Python number is a constant without dimensions of one of these types.
 _NUMBER_DTYPES = (torch.int64, torch.float64, torch.complex128, torch.bool)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import operator
 from typing import Any
 
@@ -150,6 +151,23 @@ def test_a_copy_into_another_memory_format_stays() -> None:
     graph, _ = one(aten.contiguous.default, (1, 2, 3, 3), memory_format=torch.channels_last)
     normalize(graph)
     assert call(graph) == ("aten.contiguous.default", (), {"memory_format": torch.channels_last})
+
+
+def test_a_negative_and_a_number_are_a_difference() -> None:
+    for target, keywords, expected in (
+        (aten.add.Tensor, {}, "aten.rsub.Scalar"),
+        (aten.add.Scalar, {}, "aten.rsub.Scalar"),
+        (aten.sub.Scalar, {}, "aten.sub.Tensor"),
+        (aten.add.Tensor, {"alpha": 2}, "aten.add.Tensor"),
+    ):
+        graph = fx.Graph()
+        x = graph.placeholder("x")
+        graph.output(graph.call_function(target, (graph.call_function(aten.neg.default, (x,)), 3), keywords))
+        before = fx.GraphModule({}, copy.deepcopy(graph))(torch.arange(-4.0, 5))
+        normalize(graph)
+        last = graph.output_node().args[0]
+        assert isinstance(last, fx.Node) and str(last.target) == expected
+        assert torch.equal(fx.GraphModule({}, graph)(torch.arange(-4.0, 5)), before)
 
 
 def test_dead_code_goes_and_changes_stay() -> None:

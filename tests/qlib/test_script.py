@@ -125,6 +125,67 @@ def test_a_module_that_is_scripted_already() -> None:
     assert_same(again(x), module(x))
 
 
+class Attends(nn.Module):
+    def __init__(self, *, wanted: bool) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.wanted = wanted
+
+    def forward(self, x: Tensor) -> Tuple[Tensor, Optional[Tensor]]:  # noqa: UP006, UP045
+        y, weights = self.attention(x, x, x, need_weights=self.wanted)
+        return y, weights
+
+
+@pytest.mark.parametrize(
+    "module",
+    [Attends(wanted=True), Attends(wanted=False), nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)],
+    ids=["weights", "none", "encoder"],
+)
+@pytest.mark.parametrize("trained", [True, False])
+def test_attention_is_seen_through(module: nn.Module, trained: bool) -> None:
+    x = torch.randn(2, 5, 8)
+    module.eval().requires_grad_(trained)
+    scripted, traced = capture(module, (x,), "script"), capture(module, (x,), "trace")
+    count = [sum(node.target is torch.ops.aten.linear.default for node in g.graph.nodes) for g in (scripted, traced)]
+    assert count[0] == count[1] >= 2
+    assert_same(scripted(x), traced(x))
+
+
+class Tensors(nn.Module):
+    def forward(self, x: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # noqa: UP006
+        table = torch.tensor([0, 1])
+        table[0] = 2
+        single = torch.tensor([1.0, 2.0], dtype=torch.float64)
+        nested = torch.as_tensor([[1, 2], [3, x.size(1)]])
+        return x[:, [2, 0]], x[:, table], single, nested, torch.tensor([True, False])
+
+
+def test_tensors_of_known_numbers_are_constants() -> None:
+    module, x = Tensors(), torch.randn(2, 4)
+    graph = capture(module, (x,), "script")
+    assert not any("aten.tensor" in str(node.target) for node in graph.graph.nodes)
+    assert_same(graph(x), module(x))
+    assert_same(graph(x + 1), module(x + 1))
+
+
+class OfData(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.tensor([1.0, float(x.sum())])
+
+
+def test_a_list_with_a_number_of_the_data_is_no_constant() -> None:
+    with pytest.raises(CaptureError, match="a number that comes from the data"):
+        capture(OfData(), (torch.randn(3, 2),), "script")
+
+
+def test_what_cannot_be_compiled_is_refused_in_the_same_words_each_time() -> None:
+    module, x = nn.Sequential(nn.Threshold(1, -2)), torch.randn(2, 4)
+    for _ in range(2):
+        with pytest.raises(CaptureError, match="Expected a value of type 'float' for argument 'threshold'"):
+            capture(module, (x,), "script")
+    assert_same(capture(nn.Sequential(nn.Threshold(1.0, -2.0)), (x,), "script")(x), module(x))
+
+
 class Raises(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 3:
