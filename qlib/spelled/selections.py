@@ -7,7 +7,7 @@ maximum of: one, for the nearest element.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -53,18 +53,23 @@ def _by_tables(tables: Callable[[tuple[int, ...], Any], list[Tensor]]) -> Callab
     return write
 
 
-def _adaptive(shape: tuple[int, ...], arguments: Any) -> list[Tensor]:
-    """Result i of m takes the elements from ``floor(i * n / m)`` to before ``ceil((i + 1) * n / m)``.
+def adaptive_windows(shape: Sequence[int], wanted: Sequence[int]) -> list[Tensor]:
+    """Which elements the results of an adaptive pooling are of: a table (results, elements) for each of the last axes.
 
-    Where there are fewer than elsewhere, the last is taken again.
+    Result i of m takes the elements from ``floor(i * n / m)`` to before ``ceil((i + 1) * n / m)``; where there are
+    fewer than elsewhere, the last is named again.
     """
     tables = []
-    for n, m in zip(shape[-len(arguments[0]) :], arguments[0], strict=True):
+    for n, m in zip(shape[-len(wanted) :], wanted, strict=True):
         result = torch.arange(m).unsqueeze(1)
         start, end = result * n // m, -((result + 1) * -n // m)
         widest = int((end - start).max()) if m else 1
         tables.append(torch.minimum(start + torch.arange(widest), end - 1))
     return tables
+
+
+def _adaptive(shape: tuple[int, ...], arguments: Any) -> list[Tensor]:
+    return adaptive_windows(shape, arguments[0])
 
 
 def _nearest(shape: tuple[int, ...], arguments: Any) -> list[Tensor]:
