@@ -180,6 +180,16 @@ def _cumsum(draft: Draft, node: fx.Node) -> str:
     return draft.add("CumSum", [draft.value(node.args[0], node), axis], node.name)
 
 
+def _triangle(upper: int) -> Emit:
+    """``Trilu``."""
+
+    def emit(draft: Draft, node: fx.Node) -> str:
+        diagonal = draft.constant(node.args[1], f"{node.name}_diagonal", torch.int64)  # type: ignore[arg-type]
+        return draft.add("Trilu", [draft.value(node.args[0], node), diagonal], node.name, upper=upper)
+
+    return emit
+
+
 def _compare(kind: str) -> Emit:
     """A comparison of two tensors, or of a tensor and a number, which gets the tensor's type."""
 
@@ -217,6 +227,10 @@ POINTWISE: Mapping[str, Emit] = MappingProxyType(
             f"aten::{name}": _same(name.capitalize())
             for name in ("selu", "exp", "log", "sqrt", "reciprocal", "erf", "sin", "cos")
         },
+        "aten::atan": _same("Atan"),
+        "aten::logical_not": _same("Not"),
+        "aten::triu": _triangle(1),
+        "aten::tril": _triangle(0),
         "aten::relu6": _clip,
         "aten::clamp": _clip,
         "aten::hardtanh": _clip,

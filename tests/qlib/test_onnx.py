@@ -240,6 +240,21 @@ def test_recurrent_layers_are_written_step_by_step(name, mode):
     assert ("MatMulInteger" in kinds) == (mode == "dynamic")
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention(causal):
+    module = Weighted(
+        lambda m, y: F.scaled_dot_product_attention(y, y, y, None if causal else m.i, is_causal=causal),
+        i=torch.ones(8, 8).tril() > 0,
+    )
+    debug, _, found, expected = written_and_run(module, IMAGE)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1.01 * output_scales(debug)[0])
+
+
+def test_groups_that_do_not_divide_a_row():
+    debug, x, found, expected = written_and_run(nn.Linear(33, 8), (4, 33), qconfig="weight_only_int4")
+    assert_same(debug, x, found, expected)
+
+
 @pytest.mark.parametrize("include_last", [False, True])
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
 def test_bags_of_rows(mode, include_last):
