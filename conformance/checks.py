@@ -143,7 +143,8 @@ def _unexplained(
     for x, y, step in zip(outputs, exact, quanta, strict=True):
         if x.numel() and x.shape == y.shape:
             unit = step if step is not None else max(float(y.abs().amax()), torch.finfo(torch.float32).tiny)
-            distance = max_abs([y], [x]) / unit
+            # Infinities at the same places are no distance apart.
+            distance = max_abs([y.where(y != x, 0.0)], [x.where(y != x, 0.0)]) / unit
             worst = max(worst, math.inf if math.isnan(distance) else distance)
         elif x.shape != y.shape:
             worst = math.inf

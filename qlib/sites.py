@@ -20,12 +20,16 @@ _OPS = torch.ops.qlib
 _AT_RUN_TIME = (_OPS.dequantize_per_tensor.tensor, _OPS.dequantize_per_token.default)
 
 
-def replace_sites(model: fx.GraphModule, write: Callable[[Site], fx.Node]) -> None:
+Write = Callable[[Site], fx.Node | tuple[fx.Node, ...]]
+
+
+def replace_sites(model: fx.GraphModule, write: Write) -> None:
     """Replace each operator of a debug graph whose operands and result are quantized by the node that `write` gives.
 
     `write` adds its nodes at the insertion point; the one that it returns holds the operator's result: integers, or
-    floats where the operator's results stay in float. The node carries the name of the debug node that it takes the
-    place of in ``meta["replaces"]``. The graph is changed in place; nodes that lose their users stay in it.
+    floats where the operator's results stay in float. Of several results it may return a node for each. The node
+    carries the name of the debug node that it takes the place of in ``meta["replaces"]``. The graph is changed in
+    place; nodes that lose their users stay in it.
     """
     lists: dict[fx.Node, Source] = {}
     for node in list(model.graph.nodes):
@@ -87,11 +91,14 @@ def _same(source: Source, result: Result) -> bool:
     return (source.scale, source.zero_point, source.dtype) == (result.scale, result.zero_point, result.dtype)
 
 
-def _replace(site: Site, write: Callable[[Site], fx.Node], lists: dict[fx.Node, Source]) -> None:
+def _replace(site: Site, write: Write, lists: dict[fx.Node, Source]) -> None:
     tail, graph = site.match.tail, site.model.graph
     place = next(iter(tail.users)) if site.result is not None else tail
     with graph.inserting_before(place):
         node = write(site)
+    if isinstance(node, tuple):
+        _replace_items(tail, node)
+        return
     node.meta.update(place.meta, replaces=place.name)
     if site.sources and site.result is None:
         lists[tail] = Source(node, site.sources[0].scale, site.sources[0].zero_point, site.sources[0].dtype)
@@ -101,3 +108,12 @@ def _replace(site: Site, write: Callable[[Site], fx.Node], lists: dict[fx.Node, 
     if "dtype" not in node.meta:  # several results, each of which takes the place of its own
         for item in node.users:
             item.meta["replaces"] = item.name
+
+
+def _replace_items(tail: fx.Node, results: tuple[fx.Node, ...]) -> None:
+    """Put each result in the place of the nodes that take it out of the list."""
+    for item in list(tail.users):
+        result = results[item.args[1]]  # type: ignore[index]
+        result.meta = {**item.meta, "replaces": item.name}
+        item.replace_all_uses_with(result)
+        item.graph.erase_node(item)

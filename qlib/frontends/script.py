@@ -35,6 +35,10 @@ from qlib.frontends.untouched import private_copy
 
 # What turns the data of tensors into plain values that no tensor can hold.
 _OF_DATA = frozenset({"aten::allclose", "prim::tolist"})
+# Settings of torch that TorchScript takes for true, whatever they are.
+_SETTINGS: Mapping[str, Callable[[], bool]] = MappingProxyType(
+    {"__torch__.torch.backends.mha.get_fastpath_enabled": torch.backends.mha.get_fastpath_enabled}
+)
 # What only says something to a person.
 _TEXT = frozenset({"aten::format", "aten::str", "aten::percentFormat"})
 
@@ -223,7 +227,7 @@ def _call_method(frame: Frame, node: Any) -> None:
 def _call_function(frame: Frame, node: Any) -> None:
     name, *arguments = frame.inputs(node)
     if name in _SETTINGS:
-        frame.put(node, _SETTINGS[name])
+        frame.put(node, _SETTINGS[name]())
         return
     body = torch.jit._state._python_cu.find_function(name).graph
     frame.put(node, _one(_body(frame.inner(frame.path), body, arguments)))
@@ -290,8 +294,6 @@ def _holds_data(value: Any) -> bool:
     return any(map(_holds_data, value)) if isinstance(value, list) else isinstance(value, Traced | Tensor | Number)
 
 
-# Functions of torch that say how it is set; as `capture` sets it, which compiled code does not heed.
-_SETTINGS: Mapping[str, Any] = MappingProxyType({"__torch__.torch.backends.mha.get_fastpath_enabled": False})
 # Operators that share their name with one on tensors, or that take lists of anything.
 _ON_LISTS: Mapping[str, Callable[..., Any]] = MappingProxyType(
     {

@@ -54,7 +54,10 @@ class _InIntegers:
 
 @dataclass(frozen=True)
 class _InGraph:
-    """The arithmetic of the debug form: nodes that quantize, dequantize and multiply in float."""
+    """The arithmetic of the debug form: nodes that quantize, dequantize and multiply in float.
+
+    Without a `range` nothing is quantized.
+    """
 
     graph: fx.Graph
     parameters: tuple[fx.Node, ...]
@@ -66,6 +69,8 @@ class _InGraph:
         return self.graph.call_function(target, args)
 
     def enter(self, x: fx.Node) -> fx.Node:
+        if not self.range:
+            return x
         qmin, qmax, _, dtype = self.range
         choice = self.call(_OPS.choose_qparams.default, x, *self.range)
         pair = [self.call(operator.getitem, choice, index) for index in (0, 1)]
@@ -149,7 +154,7 @@ def spell_steps(node: fx.Node, runtime: tuple[Any, ...]) -> Model:
     """What a recurrent operator computes where its hidden states are quantized too: a graph of its own.
 
     It takes the operator's arguments, its input being quantized already; `runtime` are the arguments of
-    `choose_qparams` after the tensor.
+    `choose_qparams` after the tensor, none where nothing is quantized.
     """
     graph = fx.Graph()
     target: Any = node.target

@@ -18,11 +18,18 @@ def _first(value: Tensor | tuple[Tensor, ...]) -> Tensor:
 
 
 def _monotone(dtype: torch.dtype) -> Callable[[Op], Implementation]:
-    """An operator that selects values by order does the same to integers as to the numbers they stand for."""
+    """An operator that selects values by order does the same to integers as to the numbers they stand for.
+
+    The maximum of a window that lies in the padding alone is infinite, and stored as the least integer.
+    """
 
     def build(op: Op) -> Implementation:
         aten = overload_of(op)
-        return lambda x, *rest: _first(aten(x.to(dtype), *rest)).to(x.dtype)
+
+        def run(x, *rest):  # type: ignore[no-untyped-def]
+            return _first(aten(x.to(dtype), *rest)).clamp_min(torch.iinfo(x.dtype).min).to(x.dtype)
+
+        return run
 
     return build
 

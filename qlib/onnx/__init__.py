@@ -24,6 +24,7 @@ from qlib.errors import ConversionError
 from qlib.graph import op_name
 from qlib.onnx.borders import BORDERS, Emit
 from qlib.onnx.draft import TYPES, Draft, array_of, refuse, shape_of
+from qlib.onnx.inlined import inlined
 from qlib.onnx.layers import LAYERS
 from qlib.onnx.movement import MOVEMENT
 from qlib.onnx.pointwise import POINTWISE
@@ -44,6 +45,7 @@ def to_onnx(model: fx.GraphModule, name: str = "model") -> Any:
     for. The result has passed ONNX's checker with shape inference. Raises ConversionError, naming operator and line,
     for what ONNX can't express.
     """
+    model = inlined(model)
     draft = Draft(model)
     inputs, outputs = [], []
     for node in model.graph.nodes:

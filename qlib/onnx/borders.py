@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from qlib.arith import MIN_SCALE
-from qlib.onnx.draft import TYPES, Draft, refuse, shape_of
+from qlib.onnx.draft import TYPES, Draft, shape_of
 
 Emit = Callable[[Draft, fx.Node], Any]
 
@@ -66,10 +66,24 @@ def dequantize(draft: Draft, node: fx.Node) -> str:
         if "per_group" in str(node.target):
             axis, block = len(shape_of(node)) - 1, int(node.args[3])  # type: ignore[arg-type]
             if shape_of(node)[-1] % block:
-                raise refuse(node, f"groups of {block} that don't divide a row of {shape_of(node)[-1]}")
+                return _dequantize_uneven_groups(draft, node)
         given = [draft.value(source, node), *_parameters(draft, node, dtype)]
         return draft.add("DequantizeLinear", given, node.name, axis=axis, block_size=block)
     return draft.add("Cast", [draft.value(source, node)], node.name, to=TYPES[torch.float32])
+
+
+def _dequantize_uneven_groups(draft: Draft, node: fx.Node) -> str:
+    """The equation with parameters beside each element, where the last group is shorter than the others."""
+    source, scale, zero_point, size = node.args
+    assert isinstance(scale, fx.Node) and isinstance(zero_point, fx.Node) and isinstance(size, int)
+    beside = [
+        draft.constant(
+            draft.stored(value).float().repeat_interleave(size, -1)[..., : shape_of(node)[-1]], f"{node.name}_{name}"
+        )
+        for value, name in ((scale, "scale"), (zero_point, "zero_point"))
+    ]
+    single = draft.add("Cast", [draft.value(source, node)], f"{node.name}_float", to=TYPES[torch.float32])
+    return draft.add("Mul", [draft.add("Sub", [single, beside[1]], f"{node.name}_shifted"), beside[0]], node.name)
 
 
 def choose(draft: Draft, node: fx.Node) -> tuple[str, str]:

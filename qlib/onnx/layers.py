@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 import qlib.kernels  # noqa: F401  (registers the operators that are read here)
+from qlib.onnx.bags import embedding_bag
 from qlib.onnx.borders import Emit
 from qlib.onnx.draft import TYPES, Draft, refuse, shape_of
 
@@ -132,6 +133,19 @@ def layer_norm(draft: Draft, node: fx.Node) -> str:
     return draft.add("LayerNormalization", given, node.name, axis=-len(shape), epsilon=float(eps))
 
 
+def rms_norm(draft: Draft, node: fx.Node) -> str:
+    """``x / sqrt(mean(x * x) + eps) * weight`` over the last dimensions."""
+    arguments: tuple[Any, ...] = (*node.args, None, None)
+    shape, weight, eps = arguments[1:4]
+    x, dtype = draft.value(arguments[0], node), node.meta["dtype"]
+    least = draft.constant(torch.finfo(dtype).eps if eps is None else eps, f"{node.name}_eps", dtype)
+    axes = draft.integers(range(-len(shape), 0), f"{node.name}_axes")
+    mean = draft.add("ReduceMean", [draft.add("Mul", [x, x], f"{node.name}_square"), axes], f"{node.name}_mean")
+    root = draft.add("Sqrt", [draft.add("Add", [mean, least], f"{node.name}_moved")], f"{node.name}_root")
+    y = draft.add("Div", [x, root], node.name)
+    return y if weight is None else draft.add("Mul", [y, draft.value(weight, node)], f"{node.name}_scaled")
+
+
 def group_norm(draft: Draft, node: fx.Node) -> str:
     """``GroupNormalization``."""
     arguments: tuple[Any, ...] = node.args
@@ -176,7 +190,9 @@ LAYERS: Mapping[str, Emit] = MappingProxyType(
         **{f"aten::conv_transpose{d}d": transposed for d in (1, 2, 3)},
         **{f"aten::{name}": product for name in ("matmul", "bmm", "mm")},
         "aten::embedding": embedding,
+        "aten::embedding_bag": embedding_bag,
         "aten::layer_norm": layer_norm,
+        "aten::rms_norm": rms_norm,
         "aten::group_norm": group_norm,
         "aten::instance_norm": instance_norm,
         "aten::batch_norm": batch_norm,

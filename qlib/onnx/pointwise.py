@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -50,10 +51,68 @@ def _from_number(draft: Draft, node: fx.Node) -> str:
 def _clip(draft: Draft, node: fx.Node) -> str:
     """``Clip`` between two numbers, either of which may be missing."""
     bounds: tuple[Any, ...] = (0, 6) if "relu6" in str(node.target) else (*node.args[1:], None, None)[:2]
+    return _between(draft, node, bounds)
+
+
+def _between(draft: Draft, node: fx.Node, bounds: tuple[Any, ...]) -> str:
     if any(isinstance(bound, fx.Node) for bound in bounds):
         raise refuse(node, "bounds that are tensors")
     given = ["" if bound is None else draft.value(bound, node) for bound in bounds]
     return draft.add("Clip", [draft.value(node.args[0], node), *given], node.name)
+
+
+def _in_double(kind: str, before: float, after: float) -> Emit:
+    """``f(x + before) + after`` in float64, where what cancels near zero is far below float32."""
+
+    def emit(draft: Draft, node: fx.Node) -> str:
+        numbers = [draft.constant(value, f"{node.name}_number", torch.float64) for value in (before, after)]
+        x = draft.add("Cast", [draft.value(node.args[0], node)], f"{node.name}_double", to=TYPES[torch.float64])
+        y = draft.add(kind, [draft.add("Add", [x, numbers[0]], f"{node.name}_moved")], f"{node.name}_{kind.lower()}")
+        y = draft.add("Add", [y, numbers[1]], f"{node.name}_result")
+        return draft.add("Cast", [y], node.name, to=TYPES[node.meta["dtype"]])
+
+    return emit
+
+
+def _shrink(moved: float) -> Emit:
+    """Zero near zero; the rest moved towards zero by `moved` times the bound."""
+
+    def emit(draft: Draft, node: fx.Node) -> str:
+        bound = float(node.args[1])  # type: ignore[arg-type]
+        return draft.add("Shrink", [draft.value(node.args[0], node)], node.name, lambd=bound, bias=moved * bound)
+
+    return emit
+
+
+def _log_sigmoid(draft: Draft, node: fx.Node) -> str:
+    """``-softplus(-x)``."""
+    minus = draft.add("Neg", [draft.value(node.args[0], node)], f"{node.name}_minus")
+    return draft.add("Neg", [draft.add("Softplus", [minus], f"{node.name}_plus")], node.name)
+
+
+def _rsqrt(draft: Draft, node: fx.Node) -> str:
+    root = draft.add("Sqrt", [draft.value(node.args[0], node)], f"{node.name}_root")
+    return draft.add("Reciprocal", [root], node.name)
+
+
+def _square(draft: Draft, node: fx.Node) -> str:
+    x = draft.value(node.args[0], node)
+    return draft.add("Mul", [x, x], node.name)
+
+
+def _safe_softmax(draft: Draft, node: fx.Node) -> str:
+    """``Softmax``, and zeros where all is minus infinity."""
+    x, axis = draft.value(node.args[0], node), node.args[1]
+    y = draft.add("Softmax", [x], f"{node.name}_softmax", axis=axis)
+    over = draft.integers([axis], f"{node.name}_axis")  # type: ignore[list-item]
+    most = draft.add("ReduceMax", [x, over], f"{node.name}_largest", keepdims=1)
+    nothing, zero = (draft.constant(v, f"{node.name}_number", node.meta["dtype"]) for v in (-math.inf, 0.0))
+    return draft.add("Where", [draft.add("Equal", [most, nothing], f"{node.name}_hidden"), zero, y], node.name)
+
+
+def _masked_fill(draft: Draft, node: fx.Node) -> str:
+    x, mask, number = (draft.value(a, node) for a in node.args)
+    return draft.add("Where", [mask, number, x], node.name)
 
 
 def _elu(draft: Draft, node: fx.Node) -> str:
@@ -121,6 +180,16 @@ def _cumsum(draft: Draft, node: fx.Node) -> str:
     return draft.add("CumSum", [draft.value(node.args[0], node), axis], node.name)
 
 
+def _triangle(upper: int) -> Emit:
+    """``Trilu``."""
+
+    def emit(draft: Draft, node: fx.Node) -> str:
+        diagonal = draft.constant(node.args[1], f"{node.name}_diagonal", torch.int64)  # type: ignore[arg-type]
+        return draft.add("Trilu", [draft.value(node.args[0], node), diagonal], node.name, upper=upper)
+
+    return emit
+
+
 def _compare(kind: str) -> Emit:
     """A comparison of two tensors, or of a tensor and a number, which gets the tensor's type."""
 
@@ -147,10 +216,6 @@ def _cast(draft: Draft, node: fx.Node) -> str:
     return draft.add("Cast", [draft.value(node.args[0], node)], node.name, to=TYPES[node.meta["dtype"]])
 
 
-_ALIKE = (
-    *("relu", "sigmoid", "tanh", "neg", "abs", "mish", "selu"),
-    *("exp", "log", "sqrt", "reciprocal", "erf", "sin", "cos"),
-)
 POINTWISE: Mapping[str, Emit] = MappingProxyType(
     {
         **{f"aten::{name}": _two(name.capitalize()) for name in ("add", "sub", "mul", "div")},
@@ -162,9 +227,24 @@ POINTWISE: Mapping[str, Emit] = MappingProxyType(
             f"aten::{name}": _same(name.capitalize())
             for name in ("selu", "exp", "log", "sqrt", "reciprocal", "erf", "sin", "cos")
         },
+        "aten::atan": _same("Atan"),
+        "aten::logical_not": _same("Not"),
+        "aten::triu": _triangle(1),
+        "aten::tril": _triangle(0),
         "aten::relu6": _clip,
         "aten::clamp": _clip,
         "aten::hardtanh": _clip,
+        "aten::clamp_min": lambda draft, node: _between(draft, node, (node.args[1], None)),
+        "aten::clamp_max": lambda draft, node: _between(draft, node, (None, node.args[1])),
+        "aten::expm1": _in_double("Exp", 0.0, -1.0),
+        "aten::log1p": _in_double("Log", 1.0, 0.0),
+        "aten::hardshrink": _shrink(0.0),
+        "aten::softshrink": _shrink(1.0),
+        "aten::log_sigmoid": _log_sigmoid,
+        "aten::rsqrt": _rsqrt,
+        "aten::square": _square,
+        "aten::_safe_softmax": _safe_softmax,
+        "aten::masked_fill": _masked_fill,
         "aten::elu": _elu,
         "aten::celu": _with_number("Celu", "alpha"),
         "aten::leaky_relu": _with_number("LeakyRelu", "alpha"),

@@ -10,8 +10,10 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from qlib.graph import overload_name
 from qlib.onnx.borders import Emit
 from qlib.onnx.draft import Draft, refuse, shape_of
+from qlib.spelled.selections import adaptive_windows
 
 
 def _with_batch(draft: Draft, node: fx.Node, dims: int) -> tuple[str, bool]:
@@ -64,7 +66,7 @@ def _avg_pool(draft: Draft, node: fx.Node) -> str:
 
 
 def _adaptive(kind: str) -> Emit:
-    """A pooling to a given size: one over everything, or one with equal windows where the size divides."""
+    """A pooling to a given size: over everything, by equal windows where the size divides, else by tables."""
 
     def emit(draft: Draft, node: fx.Node) -> Any:
         size = list(node.args[1])  # type: ignore[arg-type]
@@ -73,11 +75,45 @@ def _adaptive(kind: str) -> Emit:
         if set(size) == {1}:
             found = _pool(draft, node, f"Global{kind}", len(size))
         elif any(have % want for want, have in zip(size, whole, strict=True)):
-            raise refuse(node, f"windows of different sizes, from {whole} to {size}")
+            found = _by_tables(draft, node, adaptive_windows(whole, size))
         else:
             kernel = [have // want for want, have in zip(size, whole, strict=True)]
             found = _pool(draft, node, kind, len(size), kernel_shape=kernel, strides=kernel)
         return (found,) if "max" in str(node.target) else found
+
+    return emit
+
+
+def _by_tables(draft: Draft, node: fx.Node, tables: list[torch.Tensor]) -> str:
+    """The maximum or mean of the elements that tables name, one axis after the other; one named again counts once."""
+    name, dims = draft.value(node.args[0], node), len(shape_of(node.args[0]))
+    for axis, table in enumerate(tables, dims - len(tables)):
+        name = draft.add("Gather", [name, draft.constant(table, f"{node.name}_index")], f"{node.name}_taken", axis=axis)
+        beside = draft.integers([axis + 1], f"{node.name}_axis")
+        if "max" in str(node.target):
+            name = draft.add("ReduceMax", [name, beside], f"{node.name}_largest", keepdims=0)
+            continue
+        new = torch.cat([torch.ones_like(table[:, :1]), table.diff(dim=1)], 1).float()
+        share = (new / new.sum(1, keepdim=True)).reshape(*table.shape, *[1] * (dims - 1 - axis))
+        name = draft.add("Mul", [name, draft.constant(share, f"{node.name}_share")], f"{node.name}_parts")
+        name = draft.add("ReduceSum", [name, beside], f"{node.name}_mean", keepdims=0)
+    return name
+
+
+def _extremum(kind: str) -> Emit:
+    """The extremum and its index along one dimension, the extremum of all elements, or that of two tensors."""
+
+    def emit(draft: Draft, node: fx.Node) -> Any:
+        arguments: tuple[Any, ...] = (*node.args, False)
+        x = draft.value(arguments[0], node if "dtype" in node.meta else arguments[0])
+        way = overload_name(node)
+        if way == "other":
+            return draft.add(kind, [x, draft.value(arguments[1], node)], node.name)
+        if way != "dim":
+            return draft.add(f"Reduce{kind}", [x], node.name, keepdims=0)
+        dim, keep = arguments[1], int(arguments[2])
+        value = draft.add(f"Reduce{kind}", [x, draft.integers([dim], f"{node.name}_axis")], node.name, keepdims=keep)
+        return value, draft.add(f"Arg{kind}", [x], f"{node.name}_index", axis=dim, keepdims=keep)
 
     return emit
 
@@ -164,6 +200,8 @@ WINDOWS: Mapping[str, Emit] = MappingProxyType(
         "aten::sum": _reduce("ReduceSum"),
         "aten::amax": _reduce("ReduceMax"),
         "aten::amin": _reduce("ReduceMin"),
+        "aten::max": _extremum("Max"),
+        "aten::min": _extremum("Min"),
         "aten::topk": _order,
         "aten::sort": _order,
         "aten::constant_pad_nd": _pad("constant"),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from qlib.arith import requantize
 from qlib.graph import call
 from qlib.kernels import KERNELS, Site, Source
-from qlib.spelled.formulas import ATEN, requantized, shifted, times
+from qlib.spelled.formulas import ATEN, requantized, requantized_float, shifted, times, to
 
 
 def table(site: Site) -> fx.Node:
@@ -36,11 +37,38 @@ def product(site: Site) -> fx.Node:
     return requantized(graph, times(graph, found, a.scale * b.scale / result.scale), result)
 
 
+def quotient(site: Site) -> fx.Node:
+    """A quotient of two tensors: of two integers in float64, where zero over zero is NaN."""
+    graph, (a, b), result = site.model.graph, site.sources, site.bounded_result
+    pair = (to(graph, shifted(graph, source.node, source.zero_point), torch.float64) for source in (a, b))
+    found = call(graph, site.match.head.target, *pair)
+    return requantized_float(graph, times(graph, found, a.scale / b.scale / result.scale), result)
+
+
+def choose(site: Site) -> fx.Node:
+    """Both tensors requantized to the result's parameters, then elements of the one or of the other."""
+    head = site.match.head
+    return call(site.model.graph, head.target, head.args[0], *_requantized(site))
+
+
+def fill(site: Site) -> fx.Node:
+    """The tensor requantized to the result's parameters, then the integer of the number where the mask is true."""
+    head, result = site.match.head, site.bounded_result
+    mask, value = head.args[1:3]
+    number = torch.tensor(value / result.scale, dtype=torch.float64)  # type: ignore[operator]
+    integer = requantize(number, 1.0, result.zero_point, result.qmin, result.qmax, result.dtype)
+    return call(site.model.graph, head.target, *_requantized(site), mask, int(integer))
+
+
 def join(site: Site) -> fx.Node:
     """Each tensor requantized to the result's parameters, then put together."""
     graph, head = site.model.graph, site.match.head
-    pieces = [requantized(graph, _rescaled(site, source), site.bounded_result) for source in site.sources]
-    return call(graph, head.target, pieces, *head.args[1:])
+    return call(graph, head.target, _requantized(site), *head.args[1:])
+
+
+def _requantized(site: Site) -> list[fx.Node]:
+    """Each operand as integers of the result's parameters."""
+    return [requantized(site.model.graph, _rescaled(site, source), site.bounded_result) for source in site.sources]
 
 
 def _rescaled(site: Site, source: Source) -> fx.Node:

@@ -23,6 +23,12 @@ def to(graph: fx.Graph, x: fx.Node, dtype: torch.dtype) -> fx.Node:
     return call(graph, ATEN.to.dtype, x, dtype)
 
 
+def doubled(graph: fx.Graph, argument: Any) -> Any:
+    """A tensor of floats in float64; masks, indices and numbers as they are."""
+    floats = isinstance(argument, fx.Node) and argument.meta["dtype"].is_floating_point
+    return to(graph, argument, torch.float64) if floats else argument
+
+
 def shifted(graph: fx.Graph, x: fx.Node, zero_point: fx.Node | int) -> fx.Node:
     """``x - zero_point`` in int64."""
     return with_other(graph, ATEN.sub, to(graph, x, torch.int64), zero_point)

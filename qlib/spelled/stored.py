@@ -10,7 +10,7 @@ from torch import fx
 from qlib.graph import call
 from qlib.kernels import Site
 from qlib.kernels.weight_only import stored_half, stored_weight
-from qlib.spelled.formulas import ATEN, finished, shifted, times, to
+from qlib.spelled.formulas import ATEN, doubled, finished, shifted, times, to
 
 
 def linear_weight_only(site: Site) -> fx.Node:
@@ -31,7 +31,7 @@ def embedding(site: Site) -> fx.Node:
 def embedding_bag(site: Site) -> fx.Node:
     """Sums, means or maxima of what the rows stand for."""
     graph, (head, first) = site.model.graph, site.match.nodes
-    bags = call(graph, head.target, _real(site, None), *head.args[1:])
+    bags = call(graph, head.target, _real(site, None), *(doubled(graph, a) for a in head.args[1:]))
     return to(graph, call(graph, first.target, bags, 0), torch.float32)
 
 

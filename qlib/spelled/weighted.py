@@ -16,11 +16,12 @@ from qlib.kernels import Site
 from qlib.spelled.formulas import ATEN, finished, requantized, shifted, times, to
 
 Sums = Callable[[Site, fx.Node], fx.Node]
+Stored = tuple[fx.Node, fx.Node, fx.Node]
 
 
-def shifted_weight(site: Site) -> fx.Node:
-    """``w - w_zero_point`` in int64, in the shape of the weight."""
-    graph, (w, _, zero_point) = site.model.graph, site.weight
+def shifted_weight(site: Site, stored: Stored) -> fx.Node:
+    """``w - w_zero_point`` in int64, in the shape of the weight; `stored` is as `Site.stored` gives it."""
+    graph, (w, _, zero_point) = site.model.graph, stored
     if site.tensor(zero_point).dim():
         shape = [1] * site.tensor(w).dim()
         shape[site.match.op.weight_axis] = -1
@@ -31,7 +32,7 @@ def shifted_weight(site: Site) -> fx.Node:
 def linear_sums(site: Site, x: fx.Node) -> fx.Node:
     """``x W^T``; `x` and W are less their zero points."""
     graph = site.model.graph
-    return call(graph, ATEN.matmul.default, x, call(graph, ATEN.transpose.int, shifted_weight(site), 0, 1))
+    return call(graph, ATEN.matmul.default, x, call(graph, ATEN.transpose.int, shifted_weight(site, site.weight), 0, 1))
 
 
 def to_integers(sums: Sums) -> Callable[[Site], fx.Node]:

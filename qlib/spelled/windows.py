@@ -37,7 +37,7 @@ def conv_sums(site: Site, x: fx.Node) -> fx.Node:
         positions = (size + 2 * p - d * (k - 1) - 1) // s + 1
         place = torch.arange(positions).unsqueeze(1) * s + torch.arange(k) * d - p
         tables.append(_within(place, place >= 0, size))
-    graph, w = site.model.graph, shifted_weight(site)
+    graph, w = site.model.graph, shifted_weight(site, site.weight)
     rows = call(graph, ATEN.reshape.default, w, [groups, outputs // groups, channels * math.prod(kernel)])
     return _convolved(site, x, tables, Columns(call(graph, ATEN.transpose.int, rows, 1, 2), groups))
 
@@ -52,7 +52,7 @@ def transposed_sums(site: Site, x: fx.Node) -> fx.Node:
         positions = (size - 1) * s - 2 * p + d * (k - 1) + extra + 1
         place = torch.arange(positions).unsqueeze(1) + p - torch.arange(k) * d
         tables.append(_within(place // s, (place >= 0) & (place % s == 0), size))
-    graph, w, taps = site.model.graph, shifted_weight(site), math.prod(kernel)
+    graph, w, taps = site.model.graph, shifted_weight(site, site.weight), math.prod(kernel)
     w = call(graph, ATEN.reshape.default, w, [groups, channels // groups, outputs, taps])
     w = call(graph, ATEN.transpose.int, w, 2, 3)
     columns = call(graph, ATEN.reshape.default, w, [groups, channels // groups * taps, outputs])

@@ -16,6 +16,7 @@ import torch
 from graphs import Draft, QConfigs, aten
 from torch import Tensor, fx
 from torch._ops import OpOverload
+from torch.utils._pytree import tree_map_only
 
 from qlib.ops import OPS, Op, When
 from qlib.qconfig import PRESETS, QConfigMapping, at_run_time
@@ -67,6 +68,47 @@ def _groups(choice: Choice) -> int:
     return 2 if choice.number % 5 == 0 and choice.shape[1] % 2 == 0 else 1
 
 
+def _hidden(choice: Choice) -> int:
+    return 1 + choice.number % 3
+
+
+def _ways(choice: Choice) -> int:
+    """Layers times directions."""
+    return (1 + choice.number % 2) * (1 + choice.number % 4 // 3)
+
+
+def _recurrent_weights(gates: int) -> Callable[[Choice], list[tuple[int, ...]]]:
+    """The shapes of the weights and, now and then, biases of each layer and direction."""
+
+    def shapes(choice: Choice) -> list[tuple[int, ...]]:
+        hidden, directions = _hidden(choice), 1 + choice.number % 4 // 3
+        found: list[tuple[int, ...]] = []
+        for way in range(_ways(choice)):
+            inputs = choice.shape[-1] if way < directions else hidden * directions
+            found += [(gates * hidden, inputs), (gates * hidden, hidden)]
+            found += [(gates * hidden,)] * 2 if choice.number % 3 else []
+        return found
+
+    return shapes
+
+
+def _state(choice: Choice) -> Tensor:
+    """The first state: zero, or a tensor that is not."""
+    batch = choice.shape[0 if choice.number % 5 == 1 else 1]
+    shape = (_ways(choice), batch, _hidden(choice))
+    return torch.arange(math.prod(shape), dtype=torch.float32).reshape(shape) / 10 * (choice.number % 2)
+
+
+def _mask(choice: Choice) -> Tensor:
+    """A mask that hides no row as a whole."""
+    mask = torch.arange(choice.shape[-1]).expand(choice.shape) % (2 + choice.number % 3) == 1
+    return mask if choice.number % 2 else mask[:1]
+
+
+def _added_mask(choice: Choice) -> Tensor:
+    return torch.where(_mask(choice), -math.inf, 0.25)
+
+
 def _last(choice: Choice) -> list[int]:
     return [choice.shape[-1]]
 
@@ -89,7 +131,7 @@ def _spread_weight(choice: Choice) -> tuple[int, ...]:
 
 
 # Shapes of the constant tensors at a row's `parameters`, by operator and argument, or by operator alone.
-SHAPES: Mapping[str, Callable[[Choice], tuple[int, ...]]] = {
+SHAPES: Mapping[str, Callable[[Choice], tuple[int, ...] | list[tuple[int, ...]]]] = {
     "linear.weight": lambda c: (1 + c.number % 5, c.shape[-1]),
     "linear.bias": lambda c: (1 + c.number % 5,),
     "conv.weight": _conv_weight,
@@ -98,7 +140,12 @@ SHAPES: Mapping[str, Callable[[Choice], tuple[int, ...]]] = {
     "conv_transpose.bias": lambda c: (_groups(c) * (1 + c.number % 4),),
     "embedding.weight": lambda c: (7, 1 + c.number % 4),
     "embedding_bag.weight": lambda c: (7, 1 + c.number % 4),
+    "lstm.params": _recurrent_weights(4),
+    "gru.params": _recurrent_weights(3),
+    "rnn_tanh.params": _recurrent_weights(1),
+    "rnn_relu.params": _recurrent_weights(1),
     "layer_norm": lambda c: (c.shape[-1],),
+    "rms_norm": lambda c: (c.shape[-1],),
     "group_norm": _channels,
     "instance_norm": _channels,
     "batch_norm": _channels,
@@ -112,12 +159,20 @@ def _indices(choice: Choice, *shape: int) -> Tensor:
     return torch.arange(math.prod(shape)).reshape(shape) % most
 
 
-# Whole numbers at a row's `others`, by operator and argument.
+# Indices, masks and states at a row's `others`, by operator and argument.
 INDICES: Mapping[str, Callable[[Choice], Any]] = {
     "embedding.indices": lambda c: torch.tensor([[3, 0, 0], [1, 2, 6 - c.number % 3]]),
     "embedding_bag.indices": lambda c: torch.tensor([3, 0, 0, 1, c.number % 7]),
     # A last offset that is included is the number of the indices.
     "embedding_bag.offsets": lambda c: torch.tensor([0, 2, 2, 5][: 4 if c.number % 2 else 2 + c.number % 3]),
+    "embedding_bag.per_sample_weights": lambda c: torch.linspace(-1, 2, 5) if c.number % 6 == 3 else None,
+    "lstm.hx": lambda c: [_state(c), 1 - _state(c)],
+    "gru.hx": _state,
+    "rnn_tanh.hx": _state,
+    "rnn_relu.hx": _state,
+    "masked_fill.mask": _mask,
+    "where.condition": _mask,
+    "add.other": _added_mask,
     "index.indices": lambda c: [*[None] * c.axis, _indices(c, 3)],
     "index_select.index": lambda c: _indices(c, 3),
     "gather.index": lambda c: _indices(c, *c.shape),
@@ -156,7 +211,16 @@ PLAIN: Mapping[str, Callable[[Choice], Any]] = {
     "other": lambda c: 0.37 * c.number - 3.1,
     "clamp.min": lambda c: -0.1 * c.number,
     "clamp.max": lambda c: None if c.number % 2 else 0.5,
+    "clamp_min.min": lambda c: -0.1 * c.number,
+    "clamp_max.max": lambda c: 0.1 * c.number,
+    "exponent": lambda c: 1 + c.number % 3,
     "threshold": lambda c: 0.1 * c.number,
+    "has_biases": lambda c: c.number % 3 > 0,
+    "num_layers": lambda c: 1 + c.number % 2,
+    "dropout": lambda c: 0.0,
+    "train": lambda c: False,
+    "bidirectional": lambda c: c.number % 4 == 3,
+    "batch_first": lambda c: c.number % 5 == 1,
     "value": lambda c: 0.1 * c.number - 1,
     "constant_pad_nd.value": lambda c: 0,
     "constant_pad_nd.pad": lambda c: [c.number % 2, 1],
@@ -211,6 +275,13 @@ def _constant(draft: Draft, choice: Choice, name: str, shape: tuple[int, ...]) -
     return draft.draw(f"{choice.path}.{name}", *shape)
 
 
+def _constants(draft: Draft, choice: Choice, name: str, shapes: Any) -> Any:
+    """A constant of a shape, or a list of constants for a list of shapes."""
+    if isinstance(shapes, list):
+        return [draft.draw(f"{choice.path}.{name}", *shape) for shape in shapes]
+    return _constant(draft, choice, name, shapes)
+
+
 def _argument(draft: Draft, op: Op, choice: Choice, position: int) -> Any:
     """The argument at `position` of the row's first operator."""
     argument = overload_for(op)._schema.arguments[position]
@@ -221,15 +292,11 @@ def _argument(draft: Draft, op: Op, choice: Choice, position: int) -> Any:
         asked = position in op.required or choice.number % 4
         shape = _entry(SHAPES, op, argument.name)
         assert shape is not None, f"{op.name}: no shape for {argument.name}"
-        return _constant(draft, choice, argument.name, shape(choice)) if asked else None
+        return _constants(draft, choice, argument.name, shape(choice)) if asked else None
     if position in op.others:
         value = _entry(INDICES, op, argument.name)(choice)
         target = f"{choice.path}.{argument.name}"
-        return (
-            [v if v is None else draft.constant(target, v) for v in value]
-            if isinstance(value, list)
-            else (draft.constant(target, value))
-        )
+        return tree_map_only(Tensor, lambda tensor: draft.constant(target, tensor), value)
     plain = _entry(PLAIN, op, argument.name)
     optional = str(argument.type).startswith("Optional")
     assert plain is not None or optional or argument.has_default_value(), f"{op.name}: nothing for {argument.name}"
@@ -244,7 +311,19 @@ def rank_of(op: Op) -> int | None:
     return _RANKS.get(name.partition("::")[2])
 
 
-_RANKS = {"bmm": 3, "pixel_shuffle": 4, "pixel_unshuffle": 4, "channel_shuffle": 4, "instance_norm": 4}
+_RANKS = {
+    **{"bmm": 3, "pixel_shuffle": 4, "pixel_unshuffle": 4, "channel_shuffle": 4, "instance_norm": 4},
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), 3),
+}
+# Operators of positive numbers only.
+_POSITIVE = {f"aten::{name}" for name in ("log", "log1p", "sqrt", "rsqrt", "reciprocal")}
+# How the operators after the first of a chain are called on its value.
+_TAILS: Mapping[str, tuple[Any, ...]] = {
+    "getitem": (operator.getitem, 0),
+    "aten::relu": (aten.relu.default,),
+    "aten::softmax": (aten.softmax.int, -1),
+    "aten::_safe_softmax": (aten._safe_softmax.default, -1),
+}
 
 
 def ranked(draft: Draft, x: fx.Node, rank: int | None) -> fx.Node:
@@ -274,6 +353,8 @@ def grow(draft: Draft, op: Op, choice: Choice) -> fx.Node | None:
     if op.chain[0] == "getitem":
         op = OPS["quantized::chunk"]
     a, b = (ranked(draft, x, rank_of(op)) for x in (choice.a, choice.b))
+    if op.chain[0] in _POSITIVE:
+        a = draft.call(aten.sigmoid.default, a)
     given = Choice(a, _second(draft, op, a, b), choice.number, choice.path)
     overload = overload_for(op)
     count = sum(not argument.kwarg_only for argument in overload._schema.arguments)
@@ -288,8 +369,8 @@ def grow(draft: Draft, op: Op, choice: Choice) -> fx.Node | None:
     module = (choice.path, f"nn.{op.short_name}")
     node = draft.call(overload, *args, module=module)
     for name in op.chain[1:]:
-        relu = name == "aten::relu"
-        node = draft.call(*((aten.relu.default, node) if relu else (operator.getitem, node, 0)), module=module)
+        target, *rest = _TAILS[name]
+        node = draft.call(target, node, *rest, module=module)
     value = draft.values[node]
     if not isinstance(value, list | tuple):
         return node

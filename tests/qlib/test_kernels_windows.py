@@ -56,6 +56,14 @@ def test_maximum_of_windows(name: str, dim: int, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("dtype", TYPES)
+def test_a_window_that_lies_in_the_padding_alone_gives_the_least_integer(name: str, dtype: torch.dtype) -> None:
+    x = torch.tensor([[[7]]], dtype=dtype)
+    with implementation(name):
+        assert ops.max_pool1d(x, [2], [1], [1], [2], False).item() == torch.iinfo(dtype).min
+
+
+@pytest.mark.parametrize("name", BOTH)
 @pytest.mark.parametrize("dim", [1, 2, 3])
 @given(data=st.data())
 def test_mean_of_windows(name: str, dim: int, data: st.DataObject) -> None:

@@ -23,6 +23,7 @@ from qlib.ops import OPS, Op, When
 from qlib.oracle import Step, replay
 from qlib.passes.reference import reference
 from qlib.spelled import BORDERS, REWRITES
+from qlib.spelled.selections import SELECTIONS
 
 QCONFIGS = ("default", "int8", "asymmetric_weight", "per_tensor", "reduced_range", "int16")
 
@@ -67,8 +68,9 @@ ROW_OF = {op.kernel: op for op in reversed(OPS.values())}
 IN_FLOAT = {op.kernel for op in OPS.values() if op.when is When.WEIGHT_ONLY} | {
     "computed",
     "homogeneous",
+    "masked",
     "averaging",
-    "monotone",
+    "recurrent_dynamic",
 }
 
 
@@ -124,13 +126,13 @@ def test_each_way_of_storing_weights(kind: str, qconfig: str) -> None:
         assert_same_integers(found, reference(found.debug), found.inputs)
 
 
-@pytest.mark.parametrize("kind", sorted(set(KERNELS) - IN_FLOAT))
-def test_only_scales_and_roundings_are_in_float(kind: str) -> None:
-    found = made(kind, "default")
+@pytest.mark.parametrize("name", sorted(name for name, op in OPS.items() if op.kernel not in IN_FLOAT))
+def test_only_scales_and_roundings_are_in_float(name: str) -> None:
+    found = grown(OPS[name], qconfig_for(OPS[name]))
     form = reference(found.debug)
-    allowed = {"div", "round", "add", "clamp", "nan_to_num", "to", "sub", "mul"}
+    allowed = {"div", "round", "add", "clamp", "nan_to_num", "to", "sub", "mul", "maximum", "minimum"}
     # What chooses ranges at run time, and what stays in float around the operator.
-    run_time = {"flatten", "constant_pad_nd", "amin", "amax", "masked_fill", "rsub", "leaky_relu", "reshape"}
+    run_time = {"flatten", "constant_pad_nd", "amin", "amax", "masked_fill", "rsub", "leaky_relu", "reshape", "relu"}
     names: set[str] = set()
 
     class Watch(fx.Interpreter):
@@ -141,7 +143,7 @@ def test_only_scales_and_roundings_are_in_float(kind: str) -> None:
             return value
 
     Watch(form).run(*found.inputs)
-    assert names <= allowed | (run_time if ROW_OF[kind].when is not When.STATIC else set())
+    assert names <= allowed | (run_time if OPS[name].when is not When.STATIC else set())
 
 
 @pytest.mark.parametrize("border", [name for name, *_ in boundary.OPERATORS])
@@ -358,3 +360,7 @@ def test_it_can_be_exported() -> None:
     form = reference(found.debug)
     program = torch.export.export(form, inputs)
     assert torch.equal(program.module()(*inputs), form(*inputs))
+
+
+def test_every_selection_is_on_integers() -> None:
+    assert set(SELECTIONS) == {op.chain[0] for op in OPS.values() if op.kernel == "monotone"}
