@@ -138,13 +138,13 @@ def debug_equal(evidence: Evidence, expect: ModeExpect) -> Finding | None:
 def _unexplained(
     outputs: tuple[torch.Tensor, ...], exact: tuple[torch.Tensor, ...], quanta: tuple[float | None, ...]
 ) -> float:
-    """How far outputs are from those that the roundings lead to: in quanta, else relative to the largest."""
+    """How far outputs are from those that the roundings lead to: in quanta, else relative to the largest finite one."""
     worst = 0.0
     for x, y, step in zip(outputs, exact, quanta, strict=True):
         if x.numel() and x.shape == y.shape:
-            unit = step if step is not None else max(float(y.abs().amax()), torch.finfo(torch.float32).tiny)
-            # Infinities at the same places are no distance apart.
-            distance = max_abs([y.where(y != x, 0.0)], [x.where(y != x, 0.0)]) / unit
+            largest = float(y.abs().where(y.isfinite(), 0.0).amax())
+            unit = step if step is not None else max(largest, torch.finfo(torch.float32).tiny)
+            distance = max_abs([y], [x]) / unit
             worst = max(worst, math.inf if math.isnan(distance) else distance)
         elif x.shape != y.shape:
             worst = math.inf

@@ -109,7 +109,7 @@ def sqnr_db(reference: Sequence[Tensor], other: Sequence[Tensor]) -> float:
         signal += float(a.double().square().sum())
         noise += float((a.double() - b.double()).square().sum())
         elements += a.numel()
-    if elements == 0 or math.isnan(noise):
+    if elements == 0 or not math.isfinite(noise):
         return math.nan
     if noise == 0.0:
         return math.inf
@@ -117,8 +117,12 @@ def sqnr_db(reference: Sequence[Tensor], other: Sequence[Tensor]) -> float:
 
 
 def max_abs(reference: Sequence[Tensor], other: Sequence[Tensor]) -> float:
-    """The largest absolute difference over all tensors; 0 for empty ones, NaN where one side is."""
-    differences = [(a.double() - b.double()).abs().amax() for a, b in zip(reference, other, strict=True) if a.numel()]
+    """The largest absolute difference over all tensors; 0 for empty ones, NaN where one side is.
+
+    Infinities at the same places are no distance apart.
+    """
+    pairs = [(a.double(), b.double()) for a, b in zip(reference, other, strict=True) if a.numel()]
+    differences = [(a - b).abs().where(a != b, 0.0).amax() for a, b in pairs]
     return float(torch.stack(differences).amax()) if differences else 0.0
 
 

@@ -19,7 +19,7 @@ from qlib.onnx.draft import TYPES, Draft, refuse, shape_of
 def linear(draft: Draft, node: fx.Node) -> str:
     """``Gemm`` for a matrix, which engines know with its bias; more dimensions are laid out as one matrix."""
     x, weight, bias = node.args[:3]
-    if x.target is torch.ops.qlib.dequantize_per_tensor.tensor:  # type: ignore[union-attr]
+    if x.target is torch.ops.qlib.dequantize_per_tensor.tensor and _in_bytes(x) and _in_bytes(weight):  # type: ignore[union-attr]
         return _linear_of_integers(draft, node)
     rows, columns = shape_of(x), shape_of(node)
     name = draft.value(x, node)
@@ -31,6 +31,11 @@ def linear(draft: Draft, node: fx.Node) -> str:
         return draft.add("Gemm", given, node.name, transB=1)
     product = draft.add("Gemm", given, f"{node.name}_product", transB=1)
     return draft.add("Reshape", [product, draft.integers(columns, f"{node.name}_shape")], node.name)
+
+
+def _in_bytes(dequantized: Any) -> bool:
+    """Whether a value is dequantized from 8-bit integers, which are all that ``MatMulInteger`` takes."""
+    return dequantized.args[0].meta["dtype"] in (torch.uint8, torch.int8)
 
 
 def _linear_of_integers(draft: Draft, node: fx.Node) -> str:

@@ -159,6 +159,24 @@ def test_accuracy_of_empty_outputs_is_vacuous() -> None:
     assert outcomes(found)["accuracy"] is Outcome.VACUOUS
 
 
+@pytest.mark.parametrize("quanta", [(STEP,), (None,)])
+def test_infinities_at_the_same_places_are_equal(quanta: tuple[float | None, ...]) -> None:
+    right = RIGHT.clone()
+    right[1] = math.inf
+    explained = replace(explanation(torch.round(REAL)), outputs=(right.double(),))
+    held = replace(evidence(), outputs=(right,), debug_outputs=(right,), quanta=quanta)
+    held = replace(held, explained=explained, debug_explained=explained)
+    assert outcomes(judge(held, EXPECT))["debug_equal"] is Outcome.HELD
+    for other in (-math.inf, math.nan, 0.5):
+        wrong = right.clone()
+        wrong[1] = other
+        found = judge(replace(held, outputs=(wrong,)), EXPECT)
+        assert outcomes(found)["debug_equal"] is Outcome.FAILED
+    off = right.clone()
+    off[0] += 2 * STEP
+    assert outcomes(judge(replace(held, outputs=(off,)), EXPECT))["debug_equal"] is Outcome.FAILED
+
+
 def test_nan_fails_the_accuracy() -> None:
     broken = (RIGHT * float("nan"),)
     found = judge(replace(evidence(), outputs=broken, repeated=broken), EXPECT)

@@ -99,6 +99,7 @@ def test_sqnr_where_it_has_no_number() -> None:
     assert sqnr_db(one, zero) == 0.0
     assert math.isnan(sqnr_db([torch.zeros(0)], [torch.zeros(0)]))
     assert math.isnan(sqnr_db(one, [torch.full((3,), math.nan)]))
+    assert math.isnan(sqnr_db(one, [torch.full((3,), math.inf)]))
 
 
 def test_distances() -> None:
@@ -107,6 +108,8 @@ def test_distances() -> None:
     assert max_quanta(a, b, [0.25]) == 2.0
     assert max_quanta(a, b, [None]) is None
     assert max_abs([torch.zeros(0)], [torch.zeros(0)]) == 0.0
+    assert max_abs([torch.tensor([math.inf, 1.0])], [torch.tensor([math.inf, 0.5])]) == 0.5
+    assert max_abs([torch.tensor([math.inf])], [torch.tensor([-math.inf])]) == math.inf
 
 
 def test_floats_lie_off_the_grid_and_integers_on_it() -> None:

@@ -77,6 +77,19 @@ def test_a_computed_weight_is_left_alone() -> None:
     assert names(folded(draft.done(draft.batch_norm(layer)))) == ["linear", "batch_norm"]
 
 
+@pytest.mark.parametrize("channels_along", ["the length", "the channels as well"])
+def test_a_convolution_without_a_batch_is_left_alone(channels_along: str) -> None:
+    """The normalisation's channels are dimension 1, which is the convolution's length here."""
+    draft = Draft()
+    weight, bias = draft.draw("conv.weight", 4, 3, 3), draft.draw("conv.bias", 4)
+    x = draft.input(3, 4 if "as well" in channels_along else 6)
+    layer = draft.call(aten.conv1d.default, x, weight, bias, [1], [1], module=("conv", "nn.Conv1d"))
+    model = draft.done(draft.batch_norm(layer))
+    after = folded(model)
+    assert names(after) == ["conv1d", "batch_norm"]
+    assert_same(model, after)
+
+
 @pytest.mark.parametrize(("inputs", "outputs", "groups"), [(3, 2, 1), (4, 6, 2), (4, 4, 4)])
 @pytest.mark.parametrize("dim", [1, 2, 3])
 def test_a_transposed_convolution_is_folded_by_group(dim: int, inputs: int, outputs: int, groups: int) -> None:

@@ -183,6 +183,7 @@ def test_every_kind_of_parameters(qconfig):
         ("dynamic", "default"),
         ("dynamic", "int8"),
         ("dynamic", "symmetric"),
+        ("dynamic", "int16"),
         ("static", "per_token"),
         ("static", "per_token_symmetric"),
         ("static", "weight_only_int8"),

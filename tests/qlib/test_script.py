@@ -32,6 +32,32 @@ def test_the_graph_is_that_of_a_trace(module: nn.Module, shape: tuple[int, ...])
     assert_same(scripted(*x), module(*x))
 
 
+class Attention(nn.Module):
+    """Attention of a tensor to itself."""
+
+    def __init__(self, need_weights: bool) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.need_weights = need_weights
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, _ = self.attention(x, x, x, need_weights=self.need_weights)
+        return y
+
+
+@pytest.mark.parametrize(
+    "module",
+    [Attention(True), Attention(False), nn.TransformerEncoderLayer(4, 2, 6, batch_first=True)],
+    ids=["with weights", "without weights", "a whole layer"],
+)
+def test_attention_is_not_fused(module: nn.Module) -> None:
+    x = (torch.rand(2, 3, 4),)
+    scripted = capture(module.eval(), x, "script")
+    assert not [name for name in spelled(scripted.graph) if "_native" in str(name) or "_fwd" in str(name)]
+    assert sum(node.target is torch.ops.aten.softmax.int for node in scripted.graph.nodes) == 1
+    torch.testing.assert_close(scripted(*x), module(*x))
+
+
 class Choices(nn.Module):
     """Conditions and loops that attributes, arguments and shapes decide, and returns from within them."""
 
