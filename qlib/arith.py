@@ -103,14 +103,14 @@ def qparams_from_range(low: Tensor, high: Tensor, spec: QSpec) -> QParams:
     ``a = max(|low|, |high|)`` and keep the zero point at the middle of the range. Raises CalibrationError where a bound
     is infinite or not a number.
     """
-    if not bool(torch.isfinite(low).all() & torch.isfinite(high).all()):
+    low, high = low.detach().to(torch.float64), high.detach().to(torch.float64)
+    if not bool(torch.isfinite(high - low).all()):
         raise CalibrationError(
             "expected finite data, found infinity or NaN in an observed tensor: "
             "check the model's inputs, or leave this module in float by a QConfig of None"
         )
     qmin, qmax = spec.range
-    low = low.detach().to(torch.float64).clamp(max=0.0)
-    high = high.detach().to(torch.float64).clamp(min=0.0)
+    low, high = low.clamp(max=0.0), high.clamp(min=0.0)
     if spec.symmetric:
         middle = (qmin + qmax + 1) // 2
         scale = torch.maximum(-low, high) / min(qmax - middle, middle - qmin)

@@ -180,9 +180,9 @@ def add_module(model: nn.Module, name: str, module: nn.Module) -> str:
     return free
 
 
-def call(graph: fx.Graph, target: Any, *args: Argument) -> fx.Node:
+def call(graph: fx.Graph, target: Any, *args: Argument, name: str | None = None) -> fx.Node:
     """A call at the current insertion point, without fx's search of the arguments for symbolic numbers."""
-    node = graph.create_node("call_function", target)
+    node = graph.create_node("call_function", target, name=name)
     node._update_args_kwargs(args, {})
     return node
 

@@ -88,8 +88,10 @@ def misfit(op: Op, node: fx.Node) -> str:
         return f"no kernel takes its argument {foreign[0]!r}"
     if len(node.args) <= max(op.operands, default=-1):
         return "an operand is missing"
-    reasons = (_argument_misfit(op, node, position) for position in range(len(node.args)))
-    return next(filter(None, reasons), "") or _value_misfit(op, node)
+    for position in range(len(node.args)):
+        if reason := _argument_misfit(op, node, position):
+            return f"{_argument(node, position)} {reason}"
+    return _value_misfit(op, node)
 
 
 def _argument(node: fx.Node, position: int) -> str:
@@ -100,16 +102,17 @@ def _argument(node: fx.Node, position: int) -> str:
 
 
 def _argument_misfit(op: Op, node: fx.Node, position: int) -> str:
-    argument, name = node.args[position], _argument(node, position)
+    """What is wrong with one argument, empty where nothing is."""
+    argument = node.args[position]
     nodes = list(nodes_in(argument))
     if position in op.operands:
         items = len(argument) if isinstance(argument, list | tuple) else 1
-        return "" if nodes and len(nodes) == items else f"{name} is a number, not a tensor"
+        return "" if nodes and len(nodes) == items else "is a number, not a tensor"
     if position in op.parameters:
-        return "" if all(map(is_constant, nodes)) else f"{name} is computed, not constant"
+        return "" if all(map(is_constant, nodes)) else "is computed, not constant"
     if position in op.others:
-        return f"{name} is a number, not a tensor" if isinstance(argument, int | float) else ""
-    return f"{name} is a tensor, and the kernel takes a number" if nodes else ""
+        return "is a number, not a tensor" if isinstance(argument, int | float) else ""
+    return "is a tensor, and the kernel takes a number" if nodes else ""
 
 
 def _value_misfit(op: Op, node: fx.Node) -> str:

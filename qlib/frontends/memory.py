@@ -13,6 +13,7 @@ from torch.fx.node import map_arg
 
 from qlib.errors import CaptureError
 from qlib.frontends.views import INVERSES, View
+from qlib.graph import call
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,10 @@ class Walk:
     def call(self, target: Any, args: Any, kwargs: Any, meta: Mapping[str, Any]) -> fx.Node:
         """A new node, named after its operator."""
         name = target._schema.name.rpartition("::")[2] if isinstance(target, OpOverload) else target.__name__
-        node = self.graph.create_node("call_function", target, args, kwargs, name)
-        node.meta = dict(meta)
+        node = call(self.graph, target, *args, name=name)
+        if kwargs:
+            node.kwargs = kwargs
+        node.meta.update(meta)
         return node
 
     def emit(self, target: OpOverload, args: tuple[Any, ...], meta: Mapping[str, Any], like: Tensor) -> fx.Node:

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from qlib.errors import CaptureError
 from qlib.frontends.untouched import untouched
+from qlib.graph import call
 
 NameOf = Callable[[Tensor], str]
 
@@ -209,8 +210,10 @@ def _read_aten(walk: _Import, node: Any) -> None:
         return
     given = _with_numbers(walk, target, given, outputs[0])
     args, kwargs = call_arguments(target, [walk.argument(value) for value in given])
-    result = walk.graph.call_function(target, tuple(args), kwargs)
-    result.meta = {"module_path": _module_path(node.scopeName()), "source": source_line(node.sourceRange())}
+    result = call(walk.graph, target, *args)
+    if kwargs:
+        result.kwargs = kwargs
+    result.meta.update(module_path=_module_path(node.scopeName()), source=source_line(node.sourceRange()))
     if len(outputs) == 1:
         walk.put(outputs[0], result)
     else:

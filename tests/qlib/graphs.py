@@ -15,7 +15,7 @@ from qlib.passes.convert import convert
 from qlib.passes.lower import lower
 from qlib.passes.prepare import prepare
 from qlib.qconfig import QConfig, QConfigMapping
-from qlib.regions import COND, LOOP, repeat, take
+from qlib.regions import COND, LOOP, all_models, repeat, take
 
 aten = torch.ops.aten
 QConfigs = QConfigMapping | QConfig | str | None
@@ -158,12 +158,16 @@ def debug_form(model: fx.GraphModule, qconfig: QConfigs = "default") -> fx.Graph
 
 
 def forms(model: fx.GraphModule, qconfig: QConfigs = "default") -> Forms:
-    """All the way from a captured graph to its final form."""
+    """All the way from a captured graph to its final form; each form is checked to be a sound graph."""
     prepared = prepare(model, qconfig)
     inputs = example(model)
     prepared(*inputs)
     debug = convert(prepared)
-    return Forms(prepared, debug, lower(debug), inputs)
+    final = lower(debug)
+    for form in (prepared, debug, final):
+        for part in all_models(form):
+            part.graph.lint()
+    return Forms(prepared, debug, final, inputs)
 
 
 def names(model: fx.GraphModule) -> list[str]:
