@@ -19,21 +19,18 @@ from conformance.record import Layer
 from conformance.report.layers import decibels, number, step, story, where
 from conformance.report.text import explain
 
-# Of the table of layers: the heading, and the side that the cells stand on.
-COLUMNS: Final[tuple[tuple[str, Literal["left", "right"]], ...]] = (
-    ("", "left"),
-    ("tensor", "left"),
-    ("made by", "left"),
-    ("in", "left"),
-    ("float range", "left"),
-    ("scale, zero", "left"),
-    ("elements", "right"),
-    ("saturated", "right"),
-    ("debug dB", "right"),
-    ("final dB", "right"),
-    ("differ", "right"),
-    ("as", "left"),
+# Of the table of layers: the two lines of each heading, and the side that the cells stand on.
+COLUMNS: Final[tuple[tuple[str, str, Literal["left", "right"]], ...]] = (
+    ("", "", "left"),
+    ("tensor", "made by", "left"),
+    ("in", "as", "left"),
+    ("float range", "scale, zero", "left"),
+    ("elements", "saturated", "right"),
+    ("debug dB", "final dB", "right"),
+    ("differ", "", "right"),
 )
+# More columns of text than this would only put the cells of a row far from each other.
+WIDEST: Final = 110
 
 
 def show(case: Case, backend: Backend, name: str, console: Console, allow_python: bool = False) -> Trial:
@@ -72,28 +69,23 @@ def show_layers(case: Case, trial: Trial, console: Console) -> None:
 
 
 def layer_table(layers: Sequence[Layer], width: int) -> Table:
-    """One row for each layer; the first where debug and final part and the largest drop of SQNR are marked."""
+    """Two lines for each layer; the first where debug and final part and the largest drop of SQNR are marked."""
     found = story(layers)
-    table = Table(width=width, box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for name, justify in COLUMNS:
-        table.add_column(name, justify=justify, overflow="fold")
+    table = Table(width=min(width, WIDEST), box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for above, below, justify in COLUMNS:
+        table.add_column(f"{above}\n{below}", justify=justify, overflow="fold", no_wrap=justify == "right")
     for place, layer in enumerate(layers):
         marks = ["≠"] * (place == found.parted) + ["▼"] * (place == found.dropped)
         cells = (
-            " ".join(marks),
-            layer.tensor,
-            layer.operator.removeprefix("quantized::"),
-            where(layer),
-            f"{layer.low:.4g} … {layer.high:.4g}",
-            step(layer),
-            str(layer.elements),
-            number(layer.saturated),
-            decibels(layer.sqnr_debug_db),
-            decibels(layer.sqnr_final_db),
-            number(layer.differing),
-            "" if layer.group == layer.tensor else layer.group,
+            (" ".join(marks), ""),
+            (layer.tensor, layer.operator.removeprefix("quantized::")),
+            (where(layer), "" if layer.group == layer.tensor else layer.group),
+            (f"{layer.low:.4g} … {layer.high:.4g}", step(layer)),
+            (str(layer.elements), number(layer.saturated)),
+            (decibels(layer.sqnr_debug_db), decibels(layer.sqnr_final_db)),
+            (number(layer.differing), ""),
         )
-        table.add_row(*map(Text, cells), style="bold" if marks else "")
+        table.add_row(*(Text("\n".join(cell)) for cell in cells), style="bold" if marks else "")
     return table
 
 
@@ -109,7 +101,9 @@ def forms(trial: Trial) -> dict[str, str]:
 def graph_table(trial: Trial, width: int) -> Table:
     """The graphs side by side, one column each, long lines folded."""
     found = forms(trial)
-    table = Table(*found, width=width, expand=True, show_lines=False)
+    table = Table(width=width, expand=True, show_lines=False)
+    for name in found:
+        table.add_column(name, overflow="fold")
     for row in zip_longest(*(text.splitlines() for text in found.values()), fillvalue=""):
         table.add_row(*(Text(cell.strip()) for cell in row))
     return table

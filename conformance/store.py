@@ -116,7 +116,10 @@ def read(path: Path) -> Results:
         except (ValueError, KeyError, TypeError):
             damaged += 1
     if run is None:
-        raise UsageError(f"{path}: expected a results file that starts with the head of a run, found none")
+        raise UsageError(
+            f"{path}: expected a results file that starts with the head of a run, found none; a run that was stopped "
+            "before its first case starts again without --resume"
+        )
     # Workers finish in any order; readers want the specs' own.
     records.sort(key=lambda record: (record.subject.path, record.subject.line, record.subject.case))
     return Results(run, tuple(records), damaged)

@@ -121,8 +121,8 @@ def test_layers_in_order_of_execution_and_where_the_error_came_from() -> None:
     rows = [line.split() for line in text.splitlines()]
     made_by = [row for row in rows if {"quantize_per_tensor", "linear_relu", "linear"} & set(row)]
     assert ["linear_relu" in row for row in made_by[:2]] == [False, True]
-    marked = [row for row in rows if row[:1] == ["▼"]]
-    assert len(marked) == 1 and marked[0][2] == "linear" and "0.5," in marked[0]
+    (marked,) = [place for place, row in enumerate(rows) if row[:1] == ["▼"]]
+    assert rows[marked][1] == "linear_1" and rows[marked + 1][:2] == ["linear", "0.5,"]
     assert "The largest drop of SQNR is" in text and "quantized::linear, 2)" in text
     assert "Debug and final form agree at all" in text
 
@@ -137,6 +137,7 @@ def test_layers_of_a_backend_that_has_none_and_of_a_case_that_stopped() -> None:
 def test_layers_fit_a_narrow_terminal() -> None:
     text = layers_shown(DEEP + "    expect: {ops: {quantized::linear: 1}}", width=72)
     assert max(map(len, text.splitlines())) <= 72
+    assert "scale, zero" in text and "linear_relu" in text
 
 
 def test_a_layer_far_from_float_makes_a_case_wrong() -> None:
