@@ -39,22 +39,23 @@ GIVEN_AWAY_BY = {
 
 @functools.cache
 def telling_cases() -> tuple[Case, ...]:
-    """Of each bundled file two cases a mode that demand integer operators and bound the noise."""
+    """Of each bundled file the first, middle and last case a mode that demand integer operators and bound the noise."""
     found: dict[tuple[str, str], list[Case]] = {}
     for path in discover([bundled_specs()]):
         for case in expand(load(path, vocabulary())):
             bounded = case.expect.accuracy is not None and case.expect.accuracy.sqnr_db is not None
             if bounded and case.expect.accuracy.max_quanta is None and any(case.expect.ops.values()):
                 found.setdefault((case.suite, str(case.mode)), []).append(case)
-    return tuple(case for cases in found.values() for case in (*cases[:1], *cases[1:][-1:]))
+    picked = ((cases[0], cases[len(cases) // 2], cases[-1]) for cases in found.values())
+    return tuple({case.id: case for cases in picked for case in cases}.values())
 
 
 def failed_checks(record: Record) -> set[str]:
     return {finding.check for finding in record.findings if finding.outcome is Outcome.FAILED}
 
 
-def test_every_backend_of_the_suite_has_its_verdict_here() -> None:
-    assert {name.partition(":")[0] for name in [*IN_PROCESS, *OF_THEIR_OWN]} == set(BUILTIN)
+def test_every_backend_of_the_suite_has_its_verdict_here_but_those_of_others() -> None:
+    assert {name.partition(":")[0] for name in [*IN_PROCESS, *OF_THEIR_OWN]} == set(BUILTIN) - {"onnxruntime"}
 
 
 def test_the_cases_that_tell_are_many_and_of_both_modes() -> None:
