@@ -102,3 +102,15 @@ def refuse(node: fx.Node, why: str) -> ConversionError:
     """The error for an operator that ONNX has no counterpart for."""
     place = node.meta.get("source") or "an unknown line"
     return ConversionError(f"can't write {op_name(node) or node.op} at {node} ({place}) in ONNX: {why}")
+
+
+def over_windows(draft: Draft, node: fx.Node, kind: str, others: Sequence[str], dims: int, **attributes: Any) -> str:
+    """Write an operator that slides over the last `dims` dimensions: ONNX wants a batch, which is put there and taken
+    away again where the input has none. `others` are its operands after the input.
+    """
+    x, axis = draft.value(node.args[0], node), [0]
+    if len(shape_of(node.args[0])) == dims + 2:
+        return draft.add(kind, [x, *others], node.name, **attributes)
+    batch = draft.add("Unsqueeze", [x, draft.integers(axis, f"{node.name}_axis")], f"{node.name}_batch")
+    y = draft.add(kind, [batch, *others], f"{node.name}_y", **attributes)
+    return draft.add("Squeeze", [y, draft.integers(axis, f"{node.name}_axis")], node.name)

@@ -13,7 +13,7 @@ from torch import fx
 import qlib.kernels  # noqa: F401  (registers the operators that are read here)
 from qlib.onnx.bags import embedding_bag
 from qlib.onnx.borders import Emit
-from qlib.onnx.draft import TYPES, Draft, refuse, shape_of
+from qlib.onnx.draft import TYPES, Draft, over_windows, refuse, shape_of
 
 
 def linear(draft: Draft, node: fx.Node) -> str:
@@ -61,61 +61,39 @@ def _linear_of_integers(draft: Draft, node: fx.Node) -> str:
     return draft.add("Add", [product, draft.value(bias, node)], node.name)
 
 
-def _batched(draft: Draft, node: fx.Node, dims: int) -> str:
-    x = node.args[0]
-    name = draft.value(x, node)
-    if len(shape_of(x)) == dims + 2:
-        return name
-    return draft.add("Unsqueeze", [name, draft.integers([0], f"{node.name}_axis")], f"{node.name}_batch")
-
-
-def _unbatched(draft: Draft, node: fx.Node, name: str, dims: int) -> str:
-    if len(shape_of(node)) == dims + 2:
-        return name
-    return draft.add("Squeeze", [name, draft.integers([0], f"{node.name}_axis")], node.name)
-
-
 def convolution(draft: Draft, node: fx.Node) -> str:
     """``Conv``."""
     arguments: tuple[Any, ...] = node.args
-    _, weight, bias, stride, padding, dilation, groups = arguments
-    kernel = shape_of(weight)[2:]
-    given = [_batched(draft, node, len(kernel)), draft.value(weight, node)]
-    given += [] if bias is None else [draft.value(bias, node)]
-    batch = len(shape_of(node)) == len(kernel) + 2
-    y = draft.add(
-        "Conv",
-        given,
-        node.name if batch else f"{node.name}_y",
-        kernel_shape=kernel,
-        strides=list(stride),
-        pads=[*padding, *padding],
-        dilations=list(dilation),
-        group=groups,
-    )
-    return _unbatched(draft, node, y, len(kernel))
+    stride, padding, dilation, groups = arguments[3:]
+    return _slide(draft, node, "Conv", (stride, padding, dilation, groups))
 
 
 def transposed(draft: Draft, node: fx.Node) -> str:
     """``ConvTranspose``."""
     arguments: tuple[Any, ...] = node.args
-    _, weight, bias, stride, padding, output_padding, groups, dilation = arguments
-    kernel = shape_of(weight)[2:]
-    given = [_batched(draft, node, len(kernel)), draft.value(weight, node)]
-    given += [] if bias is None else [draft.value(bias, node)]
-    batch = len(shape_of(node)) == len(kernel) + 2
-    y = draft.add(
-        "ConvTranspose",
-        given,
-        node.name if batch else f"{node.name}_y",
+    stride, padding, output_padding, groups, dilation = arguments[3:]
+    return _slide(
+        draft, node, "ConvTranspose", (stride, padding, dilation, groups), output_padding=list(output_padding)
+    )
+
+
+def _slide(draft: Draft, node: fx.Node, kind: str, window: tuple[Any, ...], **attributes: Any) -> str:
+    """A convolution of either kind; `window` is stride, padding, dilation and groups."""
+    stride, padding, dilation, groups = window
+    kernel = shape_of(node.args[1])[2:]
+    return over_windows(
+        draft,
+        node,
+        kind,
+        [draft.value(operand, node) for operand in node.args[1:3] if operand is not None],
+        len(kernel),
         kernel_shape=kernel,
         strides=list(stride),
         pads=[*padding, *padding],
-        output_padding=list(output_padding),
         dilations=list(dilation),
         group=groups,
+        **attributes,
     )
-    return _unbatched(draft, node, y, len(kernel))
 
 
 def product(draft: Draft, node: fx.Node) -> str:

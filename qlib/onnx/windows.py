@@ -12,32 +12,18 @@ from torch.utils import _pytree as pytree
 
 from qlib.graph import overload_name
 from qlib.onnx.borders import Emit
-from qlib.onnx.draft import Draft, refuse, shape_of
+from qlib.onnx.draft import Draft, over_windows, refuse, shape_of
 from qlib.spelled.selections import adaptive_windows
-
-
-def _with_batch(draft: Draft, node: fx.Node, dims: int) -> tuple[str, bool]:
-    """The input with a batch, and whether it had one."""
-    x = node.args[0]
-    name = draft.value(x, node)
-    if len(shape_of(x)) == dims + 2:
-        return name, True
-    return draft.add("Unsqueeze", [name, draft.integers([0], f"{node.name}_axis")], f"{node.name}_batch"), False
-
-
-def _pool(draft: Draft, node: fx.Node, kind: str, dims: int, **attributes: Any) -> str:
-    x, batch = _with_batch(draft, node, dims)
-    y = draft.add(kind, [x], node.name if batch else f"{node.name}_y", **attributes)
-    return y if batch else draft.add("Squeeze", [y, draft.integers([0], f"{node.name}_axis")], node.name)
 
 
 def _max_pool(draft: Draft, node: fx.Node) -> str:
     arguments: tuple[Any, ...] = node.args
     _, kernel, stride, padding, dilation, ceil = arguments[:6]
-    return _pool(
+    return over_windows(
         draft,
         node,
         "MaxPool",
+        [],
         len(kernel),
         kernel_shape=list(kernel),
         strides=list(stride),
@@ -52,10 +38,11 @@ def _avg_pool(draft: Draft, node: fx.Node) -> str:
     _, kernel, stride, padding, ceil, include = arguments[:6]
     if len(arguments) > 6 and arguments[6] is not None:
         raise refuse(node, "a divisor of its own")
-    return _pool(
+    return over_windows(
         draft,
         node,
         "AveragePool",
+        [],
         len(kernel),
         kernel_shape=list(kernel),
         strides=list(stride),
@@ -73,12 +60,12 @@ def _adaptive(kind: str) -> Emit:
         whole = shape_of(node.args[0])[-len(size) :]
         size = [have if want is None else want for want, have in zip(size, whole, strict=True)]
         if set(size) == {1}:
-            found = _pool(draft, node, f"Global{kind}", len(size))
+            found = over_windows(draft, node, f"Global{kind}", [], len(size))
         elif any(have % want for want, have in zip(size, whole, strict=True)):
             found = _by_tables(draft, node, adaptive_windows(whole, size))
         else:
             kernel = [have // want for want, have in zip(size, whole, strict=True)]
-            found = _pool(draft, node, kind, len(size), kernel_shape=kernel, strides=kernel)
+            found = over_windows(draft, node, kind, [], len(size), kernel_shape=kernel, strides=kernel)
         return (found,) if "max" in str(node.target) else found
 
     return emit

@@ -4,16 +4,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
+from commands import Command
 from offered import offer
 from small_specs import LINEAR, UNSUPPORTED, VERDICTS, written
 
-from conformance import __main__ as command_line
 from conformance.backends import qlib as bundled
 from conformance.backends.qlib import vocabulary
 from conformance.case import expand
@@ -37,38 +35,6 @@ cases:
     expects: {}
     expect: {ops: {quantized::linear: 1}}
 """
-
-
-@dataclass(frozen=True)
-class Said:
-    """What a command said and how it ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Said]
-
-
-@pytest.fixture
-def conformance(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
-    """Run the command line in this process, in an empty folder."""
-
-    def run(*arguments: object) -> Said:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["conformance", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            command_line.main()
-        said = capsys.readouterr()
-        return Said(int(ended.value.code or 0), said.out, said.err)
-
-    return run
-
-
-@pytest.fixture
-def small(tmp_path: Path) -> Path:
-    return written(tmp_path)
 
 
 def verdicts(results: Path) -> dict[tuple[str, str], Verdict]:

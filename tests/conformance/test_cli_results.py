@@ -4,50 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from commands import Command
 from offered import offer
 from small_specs import LINEAR, VERDICTS, written
 
-from conformance import __main__ as command_line
 from conformance import expect_commands, known_file
 from conformance.record import Verdict
 from conformance.shard import Shard
 from conformance.store import read
-
-
-@dataclass(frozen=True)
-class Said:
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Said]
-
-
-@pytest.fixture
-def conformance(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
-    """Run the command line in this process, in an empty folder."""
-
-    def run(*arguments: object) -> Said:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["conformance", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            command_line.main()
-        said = capsys.readouterr()
-        return Said(int(ended.value.code or 0), said.out, said.err)
-
-    return run
-
-
-@pytest.fixture
-def small(tmp_path: Path) -> Path:
-    return written(tmp_path)
 
 
 @pytest.fixture
