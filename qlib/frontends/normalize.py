@@ -17,6 +17,7 @@ from torch import fx
 from torch._ops import OpOverload
 
 from qlib.frontends.decompose import DECOMPOSED
+from qlib.frontends.pools import POOLS
 from qlib.frontends.reductions import REDUCTIONS
 from qlib.frontends.views import permutation
 from qlib.graph import become
@@ -283,32 +284,6 @@ def _pad(node: fx.Node) -> None:
         become(node, _REPLICATIONS[dims - 1], x, pad)
 
 
-def _pool_stride(node: fx.Node) -> None:
-    """A pooling without a stride steps by its kernel."""
-    x, kernel, stride, *rest = node.args
-    node.args = (x, kernel, stride or kernel, *rest)
-
-
-_PLAIN_POOLS = MappingProxyType(
-    {
-        _aten.max_pool1d_with_indices.default: _aten.max_pool1d.default,
-        _aten.max_pool2d_with_indices.default: _aten.max_pool2d.default,
-        _aten.max_pool3d_with_indices.default: _aten.max_pool3d.default,
-    }
-)
-
-
-def _pool_with_indices(node: fx.Node) -> None:
-    """A maximum whose indices nobody uses."""
-    _pool_stride(node)
-    if all(user.args[1] == 0 for user in node.users):
-        for user in list(node.users):
-            node.meta.update(shape=user.meta["shape"], dtype=user.meta["dtype"])
-            user.replace_all_uses_with(node)
-            node.graph.erase_node(user)
-        become(node, _PLAIN_POOLS[node.target], *node.args)  # type: ignore[index]
-
-
 def _hardtanh(node: fx.Node) -> None:
     if node.args[1:] == (0, 6):
         become(node, _aten.relu6.default, node.args[0])
@@ -389,9 +364,7 @@ _ROWS: tuple[tuple[Rewrite, tuple[OpOverload, ...]], ...] = (
         (_aten.conv1d.padding, _aten.conv2d.padding, _aten.conv3d.padding, _aten._convolution_mode.default),
     ),
     (_pad, (_aten.pad.default,)),
-    (_pool_stride, (_aten.max_pool1d.default, _aten.max_pool2d.default, _aten.max_pool3d.default)),
-    (_pool_stride, (_aten.avg_pool1d.default, _aten.avg_pool2d.default, _aten.avg_pool3d.default)),
-    (_pool_with_indices, tuple(_PLAIN_POOLS)),
+    *POOLS,
     (_hardtanh, (_aten.hardtanh.default,)),
     *REDUCTIONS,
     *DECOMPOSED,

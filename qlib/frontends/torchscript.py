@@ -339,7 +339,7 @@ def _to_number(walk: _Import, node: Any) -> None:
     number = _number(value)
     plain = value if number is None else number
     tensor = node.output().type().kind() == "TensorType"
-    walk.put(node.output(), _Number(plain) if tensor else _CASTS.get(node.kind(), _same)(plain))
+    walk.put(node.output(), _Number(plain) if tensor else _CASTS.get(node.kind(), lambda value: value)(plain))
 
 
 def _size(walk: _Import, node: Any) -> None:
@@ -369,10 +369,6 @@ def _item(walk: _Import, node: Any) -> None:
 
 def _device(walk: _Import, node: Any) -> None:
     walk.put(node.output(), torch.device("cpu"))
-
-
-def _same(value: Any) -> Any:
-    return value
 
 
 _CASTS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
