@@ -17,7 +17,7 @@ from qlib.errors import CaptureError, ConversionError
 from qlib.frontends.capture import capture
 from qlib.observers import OBSERVERS, Follower
 from qlib.printed import graph_text
-from qlib.signature import signature
+from qlib.signature import kind, signature
 
 Step = Callable[[fx.GraphModule], fx.GraphModule]
 
@@ -152,8 +152,8 @@ def _share_observers(first: fx.GraphModule, graph: fx.GraphModule, key: str) -> 
     if observers.keys() != others.keys() or [(n.op, n.target) for n in first.graph.nodes] != [
         (n.op, n.target) for n in graph.graph.nodes
     ]:
-        kinds = [node.meta for node in first.graph.find_nodes(op="placeholder")]
-        shapes = ", ".join(f"{str(meta['dtype']).removeprefix('torch.')}{list(meta['shape'])}" for meta in kinds)
+        metas = [node.meta for node in first.graph.find_nodes(op="placeholder")]
+        shapes = ", ".join(kind(meta["dtype"], meta["shape"]) for meta in metas)
         raise CaptureError(
             f"the model runs other operators on {key} than on {shapes}, so that they can't share observers: "
             "calibrate and run it on inputs of one shape"

@@ -10,6 +10,7 @@ from torch import Tensor
 from qlib import arith
 from qlib.borrowed import dtype_of
 from qlib.errors import QConfigError
+from qlib.observers import range_of
 from qlib.qparams import RANGES, DType, QParams, QSpec
 
 
@@ -41,9 +42,7 @@ def choose_qparams(x: Tensor, dtype: Any = DType.UINT8, symmetric: bool = False,
     spec = QSpec(dtype_of(dtype), symmetric=symmetric, axis=axis)
     if axis is None:
         return arith.qparams_of_tensor(x, spec)
-    _check_axis(axis, x)
-    rows = x.detach().movedim(axis, 0).flatten(1) if x.dim() > 1 else x.detach().unsqueeze(1)
-    return arith.qparams_from_range(rows.amin(1), rows.amax(1), spec)
+    return arith.qparams_from_range(*range_of(x.detach(), spec), spec)
 
 
 def _check_axis(axis: int, x: Tensor) -> None:

@@ -187,11 +187,21 @@ def call(graph: fx.Graph, target: Any, *args: Argument, name: str | None = None)
     return node
 
 
-def get_attr(graph: fx.Graph, target: str) -> fx.Node:
-    """A `get_attr` node at the current insertion point, without fx's look for the attribute."""
+def get_attr(graph: fx.Graph, target: str, value: Tensor | None = None) -> fx.Node:
+    """A `get_attr` node at the current insertion point, with the shape and type of `value` where that is given.
+
+    fx's look for the attribute is left out.
+    """
     node = graph.create_node("get_attr", target)
     node.meta["module_path"] = target.rpartition(".")[0]
+    if value is not None:
+        node.meta.update(shape=tuple(value.shape), dtype=value.dtype)
     return node
+
+
+def hold(model: fx.GraphModule, path: str, name: str, value: Tensor) -> fx.Node:
+    """A `get_attr` node at the current insertion point for `value`, now the buffer `name` of the module at `path`."""
+    return get_attr(model.graph, add_buffer(model, f"{path}.{name}" if path else name, value), value)
 
 
 def become(node: fx.Node, target: OpOverload, *args: Any) -> None:

@@ -54,7 +54,7 @@ def _check(
     for node in arguments:
         value = given[str(node.target)]
         if "shape" in node.meta and not (isinstance(value, Tensor) and fits(value, node)):
-            expected = f"{_dtype_name(node.meta['dtype'])}{list(node.meta['shape'])}"
+            expected = kind(node.meta["dtype"], node.meta["shape"])
             raise CaptureError(
                 f"input {node.target!r}: expected {expected}, as the graph was captured for, found {_kind(value)}; "
                 f"capture the module again with inputs of this kind{said}"
@@ -70,9 +70,10 @@ def _same_but_for_the_batch(value: Tensor, node: fx.Node) -> bool:
     return bool(value.dtype == node.meta["dtype"]) and value.dim() == len(shape) and value.shape[1:] == shape[1:]
 
 
+def kind(dtype: torch.dtype, shape: Sequence[int]) -> str:
+    """A type and a shape as text, such as "float32[4, 30]"."""
+    return f"{str(dtype).removeprefix('torch.')}{list(shape)}"
+
+
 def _kind(value: Any) -> str:
-    return f"{_dtype_name(value.dtype)}{list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    return kind(value.dtype, value.shape) if isinstance(value, Tensor) else type(value).__name__

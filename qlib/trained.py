@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from qlib.arith import widen_weight_scale
 from qlib.fake_quantize import FakeQuantize, LearnableFakeQuantize, RuntimeFakeQuantize
 from qlib.fold import Channels, Norm, scaled_weight
-from qlib.graph import add_buffer, attribute, get_attr
+from qlib.graph import attribute, hold
 from qlib.regions import all_models
 from qlib.straight_through import fake_quantize_bias
 
@@ -202,9 +202,7 @@ def _settle_layer(model: fx.GraphModule, node: fx.Node, layer: TrainedLayer) -> 
             assert value is not None
             name = ("weight_folded", "bias_folded")[position]
             with model.graph.inserting_before(node):
-                constant = get_attr(model.graph, add_buffer(model, f"{path}.{name}" if path else name, value))
-            constant.meta.update(shape=tuple(value.shape), dtype=value.dtype)
-            constants[position] = constant
+                constants[position] = hold(model, path, name, value)
     weight, bias = constants
     assert isinstance(weight, fx.Node)
     with model.graph.inserting_before(node):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from qlib.arith import quantize_bias
-from qlib.graph import Model, add_buffer, attribute, get_attr, op_name
+from qlib.graph import Model, attribute, hold, op_name
 from qlib.ops import Op
 from qlib.rewrite import DEQUANTIZE, Match
 
@@ -120,10 +120,7 @@ class Site:
 
     def constant(self, name: str, value: Tensor) -> fx.Node:
         """A `get_attr` node for a new buffer beside the operator's module."""
-        path = str(self.match.head.meta.get("module_path", ""))
-        node = get_attr(self.model.graph, add_buffer(self.model, f"{path}.{name}" if path else name, value))
-        node.meta.update(shape=tuple(value.shape), dtype=value.dtype)
-        return node
+        return hold(self.model, str(self.match.head.meta.get("module_path", "")), name, value)
 
     def evaluate(self, *operands: Tensor) -> Tensor:
         """Run the float operators of the chain on `operands`, in the operands' dtype (float64 for exact tables)."""

@@ -182,10 +182,12 @@ def _find_operators(model: fx.GraphModule, qconfigs: Mapping[fx.Node, QConfig | 
 
 def _check_not_asked_for(node: fx.Node, qconfig: QConfig | None) -> None:
     """Raise QConfigError for an operator that a QConfig asks for by its kind of weight, with what no kernel takes."""
-    for op in BY_HEAD.get(op_name(node), ()) if qconfig is not None else ():
+    if qconfig is None:
+        return
+    for op in BY_HEAD.get(op_name(node), ()):
         if op.none_at is None or node.args[op.none_at : op.none_at + 1] in ((), (None,)):
             continue
-        if qconfig is not None and op.when is _when(qconfig) and _takes_weight(op, qconfig.weight):
+        if op.when is when_of(qconfig.activation) and takes_weight(op, qconfig.weight):
             path, source = node.meta.get("module_path", ""), node.meta.get("source") or "an unknown line"
             raise QConfigError(
                 f"{op_name(node)} of {path!r} at {source} can't be quantized: {misfit(op, node)}; "
@@ -270,9 +272,10 @@ def _starting_refusal(match: Match, qconfig: QConfig) -> str:
     others = {value.meta["dtype"] for value in match.operands if not value.meta["dtype"].is_floating_point}
     if others:
         return f"its input is {others.pop()}, not float"
-    if op.when is not _when(qconfig):
-        return _MISSING[_when(qconfig)]
-    if op.weight is not None and not _takes_weight(op, qconfig.weight):
+    when = when_of(qconfig.activation)
+    if op.when is not when:
+        return _MISSING[when]
+    if op.weight is not None and not takes_weight(op, qconfig.weight):
         return _weight_refusal(qconfig.weight)
     return "its QConfig leaves results in float" if op.when is When.STATIC and qconfig.result is None else ""
 
@@ -291,7 +294,7 @@ def _weight_refusal(weight: QSpec | None) -> str:
     return f"no kernel takes weights of {weight.dtype}{' in groups' if weight.group_size is not None else ''} here"
 
 
-def _takes_weight(op: Op, weight: QSpec | None) -> bool:
+def takes_weight(op: Op, weight: QSpec | None) -> bool:
     """Whether the operator has a kernel for weights of this kind; sums of integers have one scale per channel."""
     return (
         weight is not None
@@ -300,13 +303,13 @@ def _takes_weight(op: Op, weight: QSpec | None) -> bool:
     )
 
 
-def _when(qconfig: QConfig) -> When:
-    """When the ranges of inputs are known, as the QConfig wants it."""
-    if qconfig.activation is None:
+def when_of(activation: QSpec | None) -> When:
+    """When the range of an operator's inputs is known, from how these are quantized; None stands for floats."""
+    if activation is None:
         return When.WEIGHT_ONLY
-    if qconfig.activation.range_from is not RangeFrom.RUNTIME:
+    if activation.range_from is not RangeFrom.RUNTIME:
         return When.STATIC
-    return When.PER_TOKEN if qconfig.activation.group_size == ROW else When.DYNAMIC
+    return When.PER_TOKEN if activation.group_size == ROW else When.DYNAMIC
 
 
 def _result_spec(match: Match, qconfig: QConfig | None, produced: Mapping[fx.Node, QSpec]) -> QSpec | None:

@@ -23,8 +23,8 @@ from qlib.errors import QuantizerError
 from qlib.graph import op_name
 from qlib.groups import Groups
 from qlib.ops import BY_HEAD, Op, When
-from qlib.passes.annotate import Annotation, Placement
-from qlib.qparams import ROW, DType, QSpec, RangeFrom
+from qlib.passes.annotate import Annotation, Placement, takes_weight, when_of
+from qlib.qparams import DType, QSpec, RangeFrom
 from qlib.quantizer import Derived, EdgeOrNode, Shared, Wanted, read_annotation
 from qlib.rewrite import Match, find
 
@@ -277,16 +277,10 @@ def _is_quantized(match: Match, points: _Points) -> bool:
     specs = [points.seen(value, match.head) for value in match.operands]
     if match.op.when is When.WEIGHT_ONLY:
         return not any(specs)
-    if any(spec is None or _when(spec) is not match.op.when for spec in specs):
+    if any(spec is None or when_of(spec) is not match.op.when for spec in specs):
         return False
     is_list = "dtype" not in match.tail.meta
     return match.op.when is not When.STATIC or is_list or points.touched(match.tail)
-
-
-def _when(spec: QSpec) -> When:
-    if spec.range_from is not RangeFrom.RUNTIME:
-        return When.STATIC
-    return When.PER_TOKEN if spec.group_size == ROW else When.DYNAMIC
 
 
 def _weight_fits(match: Match, points: _Points) -> bool:
@@ -299,9 +293,4 @@ def _weight_fits(match: Match, points: _Points) -> bool:
     value = match.head.args[match.op.weight]
     assert isinstance(value, fx.Node)
     spec = points.specs.get((value, match.head))
-    return (
-        spec is not None
-        and spec.dtype in match.op.weight_types
-        and spec.axis in (None, match.weight_axis)
-        and (spec.group_size is None or match.op.when is When.WEIGHT_ONLY)
-    )
+    return takes_weight(match.op, spec) and spec is not None and spec.axis in (None, match.weight_axis)

@@ -15,7 +15,7 @@ from torch._ops import OpOverload
 from qlib.arith import STORAGE, bias_of_layer, dequantize, quantize, widen_weight_scale
 from qlib.errors import CalibrationError
 from qlib.fake_quantize import FAKE_QUANTIZES, RuntimeFakeQuantize
-from qlib.graph import add_buffer, attribute, call, copy_of, finish, get_attr, nodes_in, op_name
+from qlib.graph import add_buffer, attribute, call, copy_of, finish, get_attr, hold, nodes_in, op_name
 from qlib.kernels import KERNELS
 from qlib.observers import OBSERVERS, Follower, RuntimeObserver
 from qlib.ops import BY_HEAD, OPS, Op
@@ -44,7 +44,7 @@ def as_integers(
     model: fx.GraphModule, target: str, value: Tensor, params: QParams, arguments: tuple[Any, ...]
 ) -> fx.Node:
     """The integers of a constant, stored; insert at the current point."""
-    return _hold(model, f"{target}_{params.dtype}", quantize(value, params))
+    return hold(model, "", f"{target}_{params.dtype}", quantize(value, params))
 
 
 def as_quantize(
@@ -53,18 +53,11 @@ def as_quantize(
     """The float constant and a quantize of it; groups, for which there is no such operator, as integers."""
     if params.group_size is not None or params.dtype is DType.FLOAT16:
         return as_integers(model, target, value, params, arguments)
-    source = get_attr(model.graph, target)
-    source.meta.update(shape=tuple(value.shape), dtype=value.dtype)
+    source = get_attr(model.graph, target, value)
     overload = _OPS.quantize_per_tensor.default if params.axis is None else _OPS.quantize_per_channel.default
     dtype = STORAGE[params.dtype]
     node = call(model.graph, overload, source, *arguments, params.qmin, params.qmax, dtype)
     node.meta.update(source.meta, dtype=dtype)
-    return node
-
-
-def _hold(model: fx.GraphModule, target: str, value: Tensor) -> fx.Node:
-    node = get_attr(model.graph, add_buffer(model, target, value))
-    node.meta.update(shape=tuple(value.shape), dtype=value.dtype)
     return node
 
 
@@ -269,14 +262,14 @@ def _quantize_bias(model: fx.GraphModule, head: fx.Node, op: Op, input_scale: Te
     integers, steps = bias_of_layer(attribute(model, target), input_scale, params.scale)
     with model.graph.inserting_before(head):
         if head.meta.get("float_bias"):
-            head.update_arg(op.bias, _hold(model, f"{target}_snapped", dequantize(integers, steps)))
+            head.update_arg(op.bias, hold(model, "", f"{target}_snapped", dequantize(integers, steps)))
             return
         copy = get_attr(model.graph, target)
         copy.meta.update(bias_node.meta)
         head.update_arg(op.bias, copy)
         stored = f"{target}_int32"
         arguments = _arguments(model, stored, steps)
-        _dequantize(model, copy, _hold(model, stored, integers), steps, arguments)
+        _dequantize(model, copy, hold(model, "", stored, integers), steps, arguments)
 
 
 def _input_scale(head: fx.Node, op: Op) -> Tensor | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, fx
 
 from qlib.fold import Norm, channels_of, layer_before, scaled_weight
-from qlib.graph import add_buffer, attribute, finish, get_attr, op_name
+from qlib.graph import attribute, finish, hold, op_name
 from qlib.regions import all_models
 
 
@@ -35,11 +35,8 @@ def _fold(model: fx.GraphModule, layer: fx.Node, norm: fx.Node) -> None:
 
     path = str(layer.meta.get("module_path", ""))
     with model.graph.inserting_before(layer):
-        new = []
-        for name, tensor in (("weight_folded", folded), ("bias_folded", statistics.bias(bias).to(weight.dtype))):
-            node = get_attr(model.graph, add_buffer(model, f"{path}.{name}" if path else name, tensor))
-            node.meta.update(shape=tuple(tensor.shape), dtype=tensor.dtype)
-            new.append(node)
+        pair = (("weight_folded", folded), ("bias_folded", statistics.bias(bias).to(weight.dtype)))
+        new = [hold(model, path, name, tensor) for name, tensor in pair]
     layer.args = (layer.args[0], *new, *layer.args[3:])
     norm.replace_all_uses_with(layer)
     model.graph.erase_node(norm)

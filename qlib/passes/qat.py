@@ -103,7 +103,8 @@ def simulate(model: fx.GraphModule, annotation: Annotation, aside: SetAside) -> 
     for value, dropout in aside.dropouts.items():
         _insert_after(owners[value.graph], _quantized(value, annotation), "dropout", dropout, ())
     layers = list(_layers(annotation))
-    sources = [_source(owners, layer) for layer in layers]
+    outside = _outside(owners)
+    sources = [_source(owners, outside, layer) for layer in layers]
     for layer, source in zip(layers, sources, strict=True):
         _train_weight(owners[layer.head.graph], layer, source, aside.norms.get(layer.head, []))
     folded = {layer.head for layer in layers}
@@ -156,9 +157,7 @@ def _constants(model: fx.GraphModule, targets: tuple[str | None, ...]) -> tuple[
     """Nodes for tensors by name, at the present insertion point."""
 
     def constant(target: str) -> fx.Node:
-        node, tensor = get_attr(model.graph, target), attribute(model, target)
-        node.meta.update(shape=tuple(tensor.shape), dtype=tensor.dtype)
-        return node
+        return get_attr(model.graph, target, attribute(model, target))
 
     return tuple(None if target is None else constant(target) for target in targets)
 
@@ -234,14 +233,15 @@ def _quantize_at(model: fx.GraphModule, node: fx.Node) -> FakeQuantize | Learnab
     return quantize
 
 
-def _source(owners: Mapping[fx.Graph, fx.GraphModule], layer: _Layer) -> nn.Module | None:
+def _source(
+    owners: Mapping[fx.Graph, fx.GraphModule], outside: Mapping[fx.Node, fx.Node], layer: _Layer
+) -> nn.Module | None:
     """The fake-quantize at the layer's input, before a dropout, perhaps in a graph around the layer's.
 
     None where the bias stays as it is, since the input is in float or the layer is left to float.
     """
     if layer.plain_bias or not layer.op.operands:
         return None
-    outside = _outside(owners)
     node: Any = layer.head.args[layer.op.operands[0]]
     while isinstance(node, fx.Node):
         if node.op == "call_module":
