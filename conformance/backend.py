@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
+from conformance.record import Declared
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -31,7 +33,8 @@ class About:
     `modes` and `captures` are those it supports. `lacks` are canonical operators, and other features by
     whatever name its refusals give them, that it declares it does not have.
     What is not declared here and refused all the same is a wrong result. `missing` names packages that are not
-    installed, without which no case is run.
+    installed, without which no case is run. `properties` are what it says of its arithmetic, such as
+    ``{"rounding": "half_even"}``: what a case then shows must agree.
     """
 
     name: str
@@ -41,6 +44,19 @@ class About:
     lacks: frozenset[str] = frozenset()
     process: Process = Process.OWN
     missing: tuple[str, ...] = ()
+    properties: Mapping[str, str] = field(default_factory=dict)
+
+
+def declared(about: About) -> Declared:
+    """What a backend says of itself, as the head of a results file keeps it."""
+    return Declared(
+        versions=dict(about.versions),
+        modes=tuple(sorted(about.modes)),
+        captures=tuple(sorted(about.captures)),
+        lacks=tuple(sorted(about.lacks)),
+        missing=about.missing,
+        properties=dict(about.properties),
+    )
 
 
 @dataclass(frozen=True)

@@ -200,14 +200,18 @@ class Expect(BaseModel):
 
 
 def narrow(expect: Expect, mode: Mode) -> ModeExpect:
-    """Return what is expected in one mode."""
+    """Return what is expected in one mode; of a graph that is given, what static quantization is asked, if no more."""
+
+    def stated(key: Mapping[Mode, T], default: T) -> T:
+        return key.get(mode, key.get(Mode.STATIC, default) if mode is Mode.NUMERICS else default)
+
     return ModeExpect(
-        expect.ops.get(mode, FrozenMap()),
-        expect.absent.get(mode, ()),
-        expect.order.get(mode, ()),
-        expect.debug_equal.get(mode, 0.0),
-        expect.accuracy.get(mode),
-        expect.output.get(mode, ()),
-        expect.layers.get(mode),
+        stated(expect.ops, FrozenMap()),
+        stated(expect.absent, ()),
+        stated(expect.order, ()),
+        stated(expect.debug_equal, 0.0),
+        stated(expect.accuracy, None),
+        stated(expect.output, ()),
+        stated(expect.layers, None),
         frozenset() if mode in expect.debug_equal else frozenset({"debug_equal"}),
     )

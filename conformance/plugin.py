@@ -276,12 +276,13 @@ class _Recorder:
         """Write the head. Where nothing was run, no backend is opened for the sake of its versions."""
         import sys
 
+        from conformance.backend import declared
         from conformance.environment import environment
         from conformance.known_file import expected_today
         from conformance.record import Run
 
         shard = self.config.stash[_SHARD]
-        versions = {name: dict(backend.about().versions) for name, backend in opened.items()}
+        said = {name: declared(backend.about()) for name, backend in opened.items()}
         run = Run(
             environment=environment(),
             backends=self._backends,
@@ -290,8 +291,8 @@ class _Recorder:
             started=self._started,
             cases=plan.cases,
             shard=str(shard) if shard else None,
-            versions=versions,
-            debt=tuple(expected_today(name, said).debt for name, said in versions.items()),
+            declared=said,
+            debt=tuple(expected_today(name, each.versions).debt for name, each in said.items()),
         )
         self._writer.head(run)
         self._begun = True

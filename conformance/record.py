@@ -158,6 +158,9 @@ class Record:
     """One case on one backend: one line of a results file.
 
     `known` is the reason of the known failure that it is, `lapsed` that of one which it was until the entry expired.
+    `properties` are what the case shows of the backend's arithmetic, such as ``{"rounding": "half_even"}``.
+    `histogram` counts the output's integers by how many quanta they are off the exact ones, ``{"-1": 3, "0": 253}``.
+    `stderr` is what the backend's libraries printed while the case ran.
     """
 
     subject: Subject
@@ -176,6 +179,9 @@ class Record:
     seconds: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     layers: tuple[Layer, ...] = ()
+    properties: Mapping[str, str] = field(default_factory=dict)
+    histogram: Mapping[str, int] = field(default_factory=dict)
+    stderr: str = ""
 
     @property
     def failed(self) -> bool:
@@ -229,12 +235,24 @@ class Debt:
 
 
 @dataclass(frozen=True)
+class Declared:
+    """What a backend says of itself; sorted, as JSON keeps it. See `conformance.backend.About`."""
+
+    versions: Mapping[str, str] = field(default_factory=dict)
+    modes: tuple[str, ...] = ()
+    captures: tuple[str, ...] = ()
+    lacks: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    properties: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Run:
     """The head of a results file.
 
     `planned` counts the records to come, one for each case and backend, 0 if unknown. `cases` are those of the whole
     plan, id to fingerprint, of which `shard` (such as "2/3") says what share this file holds; None for all.
-    `versions` are those that each backend says of itself.
+    `declared` is what each backend says of itself.
     """
 
     environment: Environment
@@ -244,8 +262,13 @@ class Run:
     started: str
     cases: Mapping[str, str] = field(default_factory=dict)
     shard: str | None = None
-    versions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    declared: Mapping[str, Declared] = field(default_factory=dict)
     debt: tuple[Debt, ...] = ()
+
+    @property
+    def versions(self) -> dict[str, dict[str, str]]:
+        """The versions that each backend says of itself."""
+        return {name: dict(said.versions) for name, said in self.declared.items()}
 
 
 def subject_of(case: Case) -> Subject:

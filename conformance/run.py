@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from conformance import pool
-from conformance.backend import Backend, Process
+from conformance.backend import Backend, Process, declared
 from conformance.backends import open_backend
 from conformance.case import Case
 from conformance.environment import environment
@@ -80,7 +80,7 @@ def head_of(opened: Opened) -> Run:
         started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         cases={case.id: fingerprint(case) for case in plan.cases},
         shard=str(plan.shard) if plan.shard else None,
-        versions={name: dict(backend.about().versions) for name, backend in opened.backends.items()},
+        declared={name: declared(backend.about()) for name, backend in opened.backends.items()},
         debt=tuple(known.debt for known in opened.known.values()),
     )
 

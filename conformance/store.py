@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from conformance.errors import EnvironmentTrouble, UsageError
-from conformance.record import Debt, Environment, Record, Run
+from conformance.record import Debt, Declared, Environment, Record, Run
 
 
 @dataclass(frozen=True)
@@ -128,4 +128,10 @@ def read(path: Path) -> Results:
 def _run(value: dict[str, Any]) -> Run:
     environment = Environment(**value.pop("environment"))
     debt = tuple(Debt(**each) for each in value.pop("debt", ()))
-    return Run(environment=environment, debt=debt, **{**value, "backends": tuple(value["backends"])})
+    said = {name: _declared(each) for name, each in value.pop("declared", {}).items()}
+    return Run(environment=environment, debt=debt, declared=said, **{**value, "backends": tuple(value["backends"])})
+
+
+def _declared(value: dict[str, Any]) -> Declared:
+    listed: dict[str, Any] = {key: tuple(each) if isinstance(each, list) else each for key, each in value.items()}
+    return Declared(**listed)

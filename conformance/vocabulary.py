@@ -14,11 +14,12 @@ _TOO_CLOSE = 0.85
 
 
 class Mode(StrEnum):
-    """How a model is quantized."""
+    """How a model is quantized; in `numerics` it is not: a backend gets a quantized graph and runs it as it is."""
 
     STATIC = "static"
     DYNAMIC = "dynamic"
     QAT = "qat"
+    NUMERICS = "numerics"
 
 
 class Capture(StrEnum):

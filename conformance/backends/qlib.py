@@ -6,6 +6,7 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from conformance.backend import About, Backend, Explanation, LayerValues, Process, Program, Quantized, Stage, Task
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from conformance.spec import QConfigBody, QConfigModel, QSpecModel
     from qlib.quantize import Quantized as AllForms
 
-MODES = frozenset({"static", "dynamic", "qat"})
+MODES = frozenset({"static", "dynamic", "qat", "numerics"})
+# The library's own mode for each that has another name there: of the graph that is given, static quantization made it.
+_FLOWS = MappingProxyType({"numerics": "static"})
 CAPTURES = frozenset({"export", "trace", "script"})
 OBSERVERS = ("min_max", "moving_average_min_max", "histogram", "learnable", "fixed", "runtime")
 
@@ -68,7 +71,8 @@ def table_lines(name: str) -> dict[str, str]:
     import qlib
 
     if name == "modes":
-        return {key: mode.doc for key, mode in qlib.MODES.items()}
+        own = {key: mode.doc for key, mode in qlib.MODES.items()}
+        return {**own, "numerics": "a quantized graph is given, and run as it is"}
     return {key: first(observer.__doc__) for key, observer in qlib.OBSERVERS.items()}
 
 
@@ -124,10 +128,11 @@ def quantize_as(
     with stage("capture"):
         captured = capture(task.module, task.inputs, task.capture)
     with stage("prepare"):
-        mapping = mapping_for(task.mode, "default" if qconfig is None else qconfig)
-        prepared = qlib.MODES[task.mode].prepare(captured, mapping)
+        flow = qlib.MODES[_FLOWS.get(task.mode, task.mode)]
+        mapping = mapping_for(_FLOWS.get(task.mode, task.mode), "default" if qconfig is None else qconfig)
+        prepared = flow.prepare(captured, mapping)
     with stage("calibrate"):
-        qlib.MODES[task.mode].fit(captured, prepared, task.calibration)
+        flow.fit(captured, prepared, task.calibration)
     with stage("convert"):
         debug = qlib.convert(prepared)
     with stage("lower"):

@@ -9,7 +9,7 @@ from synthetic_records import make_records, make_run
 
 from conformance.errors import UsageError
 from conformance.merge import merge
-from conformance.record import Record, Run
+from conformance.record import Declared, Record, Run
 from conformance.report import junit
 from conformance.shard import Shard
 from conformance.store import Results
@@ -18,7 +18,8 @@ BACKENDS = ("qlib", "torchao")
 RECORDS = tuple(replace(each, subject=replace(each.subject, fingerprint="f")) for each in make_records(60, BACKENDS))
 CASES = {record.subject.case: "f" for record in RECORDS}
 VERSIONS = {name: {"torch": "2.13.0"} for name in BACKENDS}
-HEAD = replace(make_run(60, BACKENDS), cases=CASES, versions=VERSIONS)
+DECLARED = {name: Declared(versions=said) for name, said in VERSIONS.items()}
+HEAD = replace(make_run(60, BACKENDS), cases=CASES, declared=DECLARED)
 
 
 def shard(index: int, count: int = 3, run: Run = HEAD) -> tuple[Path, Results]:
@@ -71,7 +72,10 @@ def test_a_shard_given_twice_is_refused() -> None:
         ({"cases": {**CASES, next(iter(CASES)): "g"}}, "cases whose spec has changed: 1"),
         ({"cases": dict(list(CASES.items())[1:])}, "cases that are gone: 1"),
         ({"backends": ("qlib",)}, "backends: qlib, torchao; now qlib"),
-        ({"versions": {**VERSIONS, "torchao": {"torch": "2.14.0"}}}, "backend torchao: torch 2.13.0, now 2.14.0"),
+        (
+            {"declared": {**DECLARED, "torchao": Declared({"torch": "2.14.0"})}},
+            "backend torchao: torch 2.13.0, now 2.14.0",
+        ),
         ({"environment": replace(HEAD.environment, packages={})}, "package: torch 2.13.0, now not there"),
         ({"environment": replace(HEAD.environment, python="3.12.0")}, "version: Python 3.11.9, now 3.12.0"),
     ],
