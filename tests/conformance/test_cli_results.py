@@ -83,7 +83,7 @@ def test_another_plan_is_not_resumed(
         data = json.loads(head)
         data["run"]["environment"]["packages"]["torch"] = "1.0"
         if change == ["old"]:
-            for key in ("cases", "shard", "versions", "debt"):
+            for key in ("cases", "shard", "declared", "debt"):
                 del data["run"][key]
         results.write_text(json.dumps(data) + "\n" + "".join(rest))
     before = results.read_bytes()
