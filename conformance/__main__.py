@@ -14,7 +14,7 @@ from rich.console import Console
 
 from conformance.case import find_case
 from conformance.command import ENVIRONMENT, FAILED, INTERRUPTED, OK, USAGE, cases_of, write
-from conformance.errors import ConformanceError, EnvironmentTrouble, SpecError
+from conformance.errors import ConformanceError, EnvironmentTrouble, SpecError, UsageError
 from conformance.expect_commands import expect
 from conformance.results_commands import diff_command, merge_command
 from conformance.spec import Capture, Mode, json_schema
@@ -266,13 +266,17 @@ def export(case: str, specs: tuple[Path, ...], target: Path, allow_python: bool)
     The bundled library quantizes the case's module; what it makes is written with QuantizeLinear and DequantizeLinear
     around float operators, checked by ONNX's checker. Needs the package onnx.
     """
-    from conformance.backends.qlib import onnx_of
-    from conformance.engine import task_of
+    from conformance.backends.qlib import debug_of
+    from conformance.engine import Stages, task_of
+    from conformance.errors import Inexpressible
 
     found = find_case(cases_of(specs, (), (), ""), case)
-    written = onnx_of(task_of(found, allow_python), found.id)
     try:
-        target.write_bytes(written)
+        model, _ = debug_of(task_of(found, allow_python), Stages(), found.id)
+    except Inexpressible as error:
+        raise UsageError(str(error)) from error
+    try:
+        target.write_bytes(model.SerializeToString())
     except OSError as error:
         raise EnvironmentTrouble(f"{target}: can't be written ({error})") from error
     click.echo(f"written: {target}")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
 
-from conformance.compare import max_abs, max_quanta, off_grid, sqnr_db, tally
+from conformance.compare import Rounding, max_abs, max_quanta, off_grid, sqnr_db, tally
 from conformance.observation import Evidence
 from conformance.record import Finding, Measures, Outcome, Verdict
 from conformance.spec import Accuracy, ModeExpect
@@ -119,9 +119,8 @@ def debug_equal(evidence: Evidence, expect: ModeExpect) -> Finding | None:
     forms = [("final", evidence.explained, evidence.outputs)]
     if evidence.debug_explained is not None:
         forms.append(("debug", evidence.debug_explained, evidence.debug_outputs))
-    judged = {}
     for form, explained, outputs in forms:
-        judged[form] = counts = tally(explained.roundings)
+        counts = tally(_unruled(evidence, form, explained.roundings))
         if counts.wrong and counts.worst > expect.debug_equal:
             got = f"{form} form: {counts.wrong} of {counts.all} values wrong, "
             return _finding("debug_equal", False, wanted, got + f"by up to {counts.worst:.3g} at {counts.where}")
@@ -129,10 +128,27 @@ def debug_equal(evidence: Evidence, expect: ModeExpect) -> Finding | None:
         if distance > expect.debug_equal + GRID:
             got = f"{form} form: outputs {distance:.3g} quanta from what its own integers say"
             return _finding("debug_equal", False, wanted, got)
-    final = judged["final"]
+    final = tally(evidence.explained.roundings)
     if final.all == 0:
         return Finding("debug_equal", Outcome.VACUOUS, wanted, "no value was rounded: there was nothing to compare")
     return _finding("debug_equal", True, wanted, f"{final.exact} exact, {final.tie} ties, {final.wrong} wrong")
+
+
+def _unruled(evidence: Evidence, form: str, roundings: Sequence[Rounding]) -> list[Rounding]:
+    """The roundings to be judged by this suite's own rule: not those that the backend's rule was found to explain."""
+    ruled = form == "final" and evidence.rule is not None and bool(evidence.rule.names)
+    return [rounding for rounding in roundings if not (ruled and rounding.zero_point is not None)]
+
+
+def rounding(evidence: Evidence, expect: ModeExpect) -> Finding | None:
+    """One rule of rounding explains every integer of the outputs, where a given graph is run."""
+    rule = evidence.rule
+    if rule is None or evidence.explained is None or not (rule.ties or not rule.names):
+        return None
+    counts = tally(evidence.explained.roundings)
+    got = f"{rule.name}: {counts.exact} exact by half_even, {counts.tie} ties, {counts.wrong} wrong"
+    worst = f", by up to {counts.worst:.3g} at {counts.where}" if counts.wrong else ""
+    return _finding("rounding", bool(rule.names), "one rule of rounding for every integer", got + worst)
 
 
 def _unexplained(
@@ -246,6 +262,7 @@ CHECKS: Mapping[str, Kind] = MappingProxyType(
         "absent": Kind(absent, False),
         "order": Kind(order, False),
         "debug_equal": Kind(debug_equal, True),
+        "rounding": Kind(rounding, True),
         "accuracy": Kind(accuracy, True),
         "output": Kind(output, True),
         "layers": Kind(layers, True),

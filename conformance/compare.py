@@ -19,7 +19,7 @@ class Rounding:
 
     `real` (float64) is the exact number: in steps of the scale and without the zero point where there is a
     `zero_point`, in real units where that is None. `given` is what the form made of it. `magnitude` bounds the terms
-    that were added up to it.
+    that were added up to it. `dyadic` says that every scale of the model is a power of two.
     """
 
     name: str
@@ -30,6 +30,7 @@ class Rounding:
     zero_point: int | None = None
     qmin: int = 0
     qmax: int = 0
+    dyadic: bool = False
 
 
 @dataclass(frozen=True)

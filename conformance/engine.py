@@ -23,7 +23,10 @@ from conformance.inputs import calibration_of, inputs_of
 from conformance.layers import measure_layer
 from conformance.modules import build
 from conformance.observation import Evidence
+from conformance.properties import histogram, properties_of
 from conformance.record import Layer, Record, Verdict, subject_of
+from conformance.rounding import identify
+from conformance.vocabulary import Mode
 
 # Steps that the harness makes; an exception in any other one is the backend's.
 OURS = frozenset({"build", "judge"})
@@ -141,6 +144,8 @@ def _run(case: Case, backend: Backend, name: str, stages: Stages, allow_python: 
         evidence = observe(module, inputs, quantized)
         if case.expect.layers is not None:
             evidence = replace(evidence, layers=layers_of(quantized, inputs, evidence))
+        if case.mode is Mode.NUMERICS and evidence.explained is not None:
+            evidence = replace(evidence, rule=identify(evidence.explained.roundings))
     with stages("judge"):
         findings = judge(evidence, case.expect)
         measures = measure(evidence)
@@ -159,6 +164,8 @@ def _run(case: Case, backend: Backend, name: str, stages: Stages, allow_python: 
         seconds=dict(stages.seconds),
         notes=quantized.notes,
         layers=evidence.layers or (),
+        properties=properties_of(evidence),
+        histogram=histogram(evidence),
     )
     return Trial(record, quantized, evidence)
 

@@ -54,7 +54,7 @@ def check_graph_mode_op(  # noqa: PLR0913, PLR0917  (the signature of the helper
     batches = tuple(fresh(call) for call in calls)
     mode, method = "dynamic" if dynamic else "static", "trace" if tracing else _untraced(module)
     task = Task(copy.deepcopy(module), fresh(batches[0]), batches, mode, method)
-    quantized, model = bundled.quantize_as(task, qconfig, lambda name: contextlib.nullcontext())
+    quantized, forms = bundled.quantize_as(task, qconfig, lambda name: contextlib.nullcontext())
     if debug:
         _print(module, quantized.float_graph, quantized.debug, quantized.final)
     evidence = observe(module, calls[0], quantized)
@@ -64,7 +64,7 @@ def check_graph_mode_op(  # noqa: PLR0913, PLR0917  (the signature of the helper
         failed = [f for f in findings if f is not None and f.outcome is Outcome.FAILED]
         if failed:
             raise AssertionError("\n".join(f"{f.check}: expected {f.expected}; got {f.got}" for f in failed))
-    return model
+    return forms.final
 
 
 def _untraced(module: nn.Module) -> str:

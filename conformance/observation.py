@@ -9,6 +9,7 @@ from torch import Tensor
 
 from conformance.backend import Explanation
 from conformance.record import Layer
+from conformance.rounding import Rule
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,8 @@ class Evidence:
 
     Output tuples hold the tensors of a call in order, nesting flattened. `repeated` is a second call of the final
     form on the same inputs. `explained` and `debug_explained` are None where the backend can't explain its roundings,
-    `layers` where nobody asked for them or the backend can't tell them.
+    `layers` where nobody asked for them or the backend can't tell them. `rule` is what its integers say of their
+    rounding, None where that is not the question.
     """
 
     float_outputs: tuple[Tensor, ...]
@@ -33,3 +35,4 @@ class Evidence:
     inputs_after_float: tuple[Tensor, ...] = ()
     inputs_after: tuple[Tensor, ...] = ()
     layers: tuple[Layer, ...] | None = None
+    rule: Rule | None = None

@@ -12,10 +12,14 @@ With v the exact number in steps of the scale and z the zero point, shipped kern
 
 They differ at ties alone, except for the last; so data that is full of ties tells them apart. Where v + z is never
 negative (unsigned integers) half_up and half_away_shifted are the same.
+
+A tie says something only where float32 keeps it: where every scale is a power of two and the exact numbers of a tensor
+are multiples of one, so small that no way to add them up rounds. Elsewhere a kernel may see either side of it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -25,6 +29,8 @@ from torch import Tensor
 
 from conformance.compare import FLOAT32_ERROR, Rounding
 
+# Bits of a float32's fraction.
+FRACTION = 24
 # Shifts of a fixed-point multiplication; a longer one is indistinguishable from a single rounding.
 SHIFTS = range(1, 13)
 DOUBLE = "double"
@@ -72,19 +78,30 @@ class Rule:
 def identify(roundings: Iterable[Rounding]) -> Rule:
     """The rules that explain all the integers of `roundings`; tensors that stay in float are passed over.
 
-    A number within float32's error of a tie, but not on it, may have gone either way.
+    A number within float32's error of a tie may have gone either way, unless float32 keeps the tie.
     """
     judged = [rounding for rounding in roundings if rounding.zero_point is not None]
-    ties = sum(int(_is_tie(rounding.real).sum()) for rounding in judged)
+    ties = sum(int(_kept_ties(rounding).sum()) for rounding in judged)
     names = [name for name, rule in RULES.items() if all(_explains(rule, rounding) for rounding in judged)]
     if not names and all(_explained_by_two(rounding) for rounding in judged):
         names = [DOUBLE]
     return Rule(tuple(names), ties)
 
 
-def _is_tie(v: Tensor) -> Tensor:
-    """Numbers exactly between two integers, which float64 holds exactly."""
-    return (v - v.floor()) == 0.5
+def _kept_ties(rounding: Rounding) -> Tensor:
+    """Where the numbers lie exactly between two integers of the range, and every float32 evaluation says so."""
+    v, point = rounding.real, rounding.zero_point or 0
+    kept = rounding.dyadic and _is_exact_in_float32(rounding)
+    return ((v - v.floor()) == 0.5) & kept & (v + point >= rounding.qmin) & (v + point <= rounding.qmax)
+
+
+def _is_exact_in_float32(rounding: Rounding) -> bool:
+    """Whether all numbers are multiples of a power of two by which their terms' sums fit into a float32's fraction."""
+    v, largest = rounding.real, float(rounding.magnitude.amax()) if rounding.magnitude.numel() else 0.0
+    if not bool(v.isfinite().all()) or not math.isfinite(largest):
+        return False
+    bits = FRACTION - 1 - math.frexp(largest)[1]
+    return bits >= 1 and torch.equal(torch.ldexp(v, torch.tensor(bits)).frac(), torch.zeros_like(v))
 
 
 def _explains(rule: Callable[[Tensor, int], Tensor], rounding: Rounding) -> bool:
@@ -95,7 +112,7 @@ def _explains(rule: Callable[[Tensor, int], Tensor], rounding: Rounding) -> bool
     expected = rule(v, rounding.zero_point).clamp(rounding.qmin, rounding.qmax)
     boundary = torch.minimum(expected, given) - rounding.zero_point + 0.5
     bound = FLOAT32_ERROR * (rounding.magnitude + abs(rounding.zero_point) + 1.0)
-    either = ((given - expected).abs() == 1) & ((v - boundary).abs() <= bound) & ~_is_tie(v)
+    either = ((given - expected).abs() == 1) & ((v - boundary).abs() <= bound) & ~_kept_ties(rounding)
     return bool(((given == expected) | either).all())
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from qlib.graph import op_name
+from qlib.graph import attribute, op_name
 from qlib.kernels import KERNELS
 from qlib.ops import BY_HEAD, OPS, Op, When
 from qlib.regions import Region, all_models, inner_model, region_in
@@ -93,3 +93,21 @@ def output_scales(model: fx.GraphModule) -> tuple[float | None, ...]:
         for node in pytree.tree_leaves(output.args[0])
         if isinstance(node, fx.Node)
     )
+
+
+def scales(model: fx.GraphModule) -> tuple[float, ...]:
+    """Every scale that a converted graph quantizes or dequantizes by and that is known before it runs."""
+    found: list[float] = []
+    for part in all_models(model):
+        for node in part.graph.nodes:
+            if op_name(node).startswith(("qlib::quantize_per_", "qlib::dequantize_per_")):
+                found += _stored_scales(part, node.args[1])
+    return tuple(found)
+
+
+def _stored_scales(model: fx.GraphModule, scale: object) -> list[float]:
+    if isinstance(scale, float):
+        return [scale]
+    if isinstance(scale, fx.Node) and scale.op == "get_attr":
+        return list(attribute(model, str(scale.target)).flatten().tolist())
+    return []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -119,8 +120,8 @@ class Qlib:
 
 def quantize_as(
     task: Task, qconfig: QConfigMapping | QConfig | str | None, stage: Stage, kernels: str = "fast"
-) -> tuple[Quantized, fx.GraphModule]:
-    """Quantize with the library's own type of QConfig (None for the default); returns the final model too."""
+) -> tuple[Quantized, AllForms]:
+    """Quantize with the library's own type of QConfig (None for the default); returns the library's own forms too."""
     import qlib
     from qlib.frontends.capture import capture
     from qlib.quantize import mapping_for
@@ -139,7 +140,8 @@ def quantize_as(
         final = qlib.lower(debug)
     unused = (f"unused QConfig rule: {rule}" for rule in prepared.meta["unused_rules"])
     notes = (*unused, *map(str, prepared.meta["left_in_float"]))
-    return _forms(qlib.Quantized(captured, prepared, debug, final), kernels, notes), final
+    forms = qlib.Quantized(captured, prepared, debug, final)
+    return _forms(forms, kernels, notes), forms
 
 
 def _forms(forms: AllForms, kernels: str, notes: tuple[str, ...] = ()) -> Quantized:
@@ -240,10 +242,10 @@ def node_name(operator: object) -> str:
     return full
 
 
-def onnx_of(task: Task, name: str) -> bytes:
-    """The debug form that the library makes of a task, as the bytes of an ONNX file.
+def debug_of(task: Task, stage: Stage, name: str = "given") -> tuple[Any, Quantized]:
+    """The debug form that the library makes of a task as an `onnx.ModelProto`, and all forms as the suite takes them.
 
-    Raises EnvironmentTrouble where the package onnx is missing, UsageError for what ONNX can't express.
+    Raises EnvironmentTrouble where the package onnx is missing, Inexpressible for what ONNX can't express.
     """
     import qlib
 
@@ -251,13 +253,12 @@ def onnx_of(task: Task, name: str) -> bytes:
         from qlib.onnx import to_onnx
     except ModuleNotFoundError as error:
         raise EnvironmentTrouble(str(error)) from error
-    mapping = mapping_of(task.qconfig)
-    forms = qlib.quantize_model(task.module, task.inputs, task.calibration, task.mode, mapping, task.capture)
-    try:
-        written: bytes = to_onnx(forms.debug, name).SerializeToString()
-    except qlib.ConversionError as error:
-        raise UsageError(str(error)) from error
-    return written
+    quantized, forms = quantize_as(task, mapping_of(task.qconfig), stage)
+    with stage("write"):
+        try:
+            return to_onnx(forms.debug, name), quantized
+        except qlib.ConversionError as error:
+            raise Inexpressible(str(error)) from error
 
 
 def float_model(task: Task) -> Any:
@@ -294,11 +295,13 @@ def _program(model: fx.GraphModule, kernels: str, run: Callable[..., object]) ->
 
 def _explain(forms: Mapping[str, fx.GraphModule], kernels: str, form: str, inputs: Sequence[Tensor]) -> Explanation:
     from conformance.compare import Rounding
-    from qlib import implementation, replay
+    from qlib import executed, implementation, replay
 
     with implementation(kernels):
         told = replay(forms["debug"], forms[form], inputs)
-    roundings = (Rounding(**{f.name: getattr(step, f.name) for f in fields(step)}) for step in told.steps)
+    dyadic = all(math.frexp(scale)[0] == 0.5 for scale in executed.scales(forms["debug"]))
+    steps = ({f.name: getattr(step, f.name) for f in fields(step)} for step in told.steps)
+    roundings = (Rounding(**step, dyadic=dyadic) for step in steps)
     return Explanation(tuple(roundings), told.outputs)
 
 
