@@ -11,6 +11,7 @@ from conformance.checks import CHECKS, judge, verdict
 from conformance.compare import Rounding
 from conformance.observation import Evidence
 from conformance.record import Finding, Layer, Outcome, Verdict
+from conformance.rounding import Rule
 from conformance.spec import Accuracy, LayerBounds, ModeExpect, Output
 
 STEP = 0.25
@@ -64,6 +65,7 @@ def evidence() -> Evidence:
         inputs_after_float=(FLOATS,),
         inputs_after=(FLOATS.clone(),),
         layers=(layer(48.0), layer(20.0)),
+        rule=Rule(("half_even",), 3),
     )
 
 
@@ -98,7 +100,8 @@ LIES = {
     "ops": (replace(evidence(), ops={"quantized::linear": 1, "quantized::relu": 1}), Verdict.FALLBACK),
     "absent": (replace(evidence(), ops={"quantized::linear_relu": 1, "aten::relu": 1}), Verdict.FALLBACK),
     "order": (replace(evidence(), sequence=("quantized::linear",)), Verdict.FALLBACK),
-    "debug_equal": (replace(evidence(), explained=explanation(torch.round(REAL) + 1)), Verdict.WRONG),
+    "debug_equal": (replace(evidence(), explained=explanation(torch.round(REAL) + 1), rule=None), Verdict.WRONG),
+    "rounding": (replace(evidence(), rule=Rule((), 3)), Verdict.WRONG),
     "accuracy": (
         replace(evidence(), outputs=(RIGHT * 0,), repeated=(RIGHT * 0,), explained=None, debug_outputs=None),
         Verdict.WRONG,
@@ -124,6 +127,18 @@ def test_an_output_that_its_own_integers_do_not_explain_is_wrong() -> None:
     shifted = (RIGHT + STEP,)
     found = judge(replace(evidence(), outputs=shifted, repeated=shifted), replace(EXPECT, accuracy=None))
     assert outcomes(found)["debug_equal"] is Outcome.FAILED
+
+
+def test_integers_that_a_rule_explains_need_not_be_this_suites_own() -> None:
+    shifted = explanation(torch.round(REAL) + 1)
+    outputs = (RIGHT + STEP,)
+    found = replace(evidence(), explained=shifted, outputs=outputs, repeated=outputs)
+    assert outcomes(judge(found, EXPECT))["debug_equal"] is Outcome.HELD
+    assert outcomes(judge(replace(found, rule=Rule((), 3)), EXPECT))["debug_equal"] is Outcome.FAILED
+
+
+def test_without_ties_there_is_no_rule_to_demand() -> None:
+    assert "rounding" not in outcomes(judge(replace(evidence(), rule=Rule(("half_even", "half_up"), 0)), EXPECT))
 
 
 def test_substrings_of_operator_names_satisfy_nothing() -> None:

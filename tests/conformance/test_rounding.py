@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from conformance.rounding import RULES, _twice, identify
 
 def made_by(rule: Callable[[Tensor, int], Tensor], v: Tensor, zero_point: int, shift: float = 0.0) -> Rounding:
     given = rule(v + shift, zero_point).clamp(-128, 127)
-    return Rounding("y", "op", v, given.to(torch.int8), v.abs(), zero_point, -128, 127)
+    return Rounding("y", "op", v, given.to(torch.int8), v.abs(), zero_point, -128, 127, dyadic=True)
 
 
 HALVES = torch.arange(-40, 41, dtype=torch.float64).reshape(1, -1) / 2
@@ -31,7 +32,7 @@ def test_each_rule_is_told_apart_by_ties(name: str) -> None:
 
 def test_unsigned_integers_can_not_tell_two_of_them_apart() -> None:
     given = RULES["half_up"](HALVES, 101).to(torch.uint8)
-    found = identify([Rounding("y", "op", HALVES, given, HALVES.abs(), 101, 0, 255)])
+    found = identify([Rounding("y", "op", HALVES, given, HALVES.abs(), 101, 0, 255, dyadic=True)])
     assert found.name == "half_up or half_away_shifted"
 
 
@@ -70,6 +71,22 @@ def test_beside_a_tie_float32_may_go_either_way() -> None:
 def test_all_tensors_must_agree() -> None:
     odd, even = made_by(RULES["half_up"], HALVES, 5), made_by(RULES["half_even"], HALVES, 5)
     assert identify([odd, even]).names == ()
+
+
+def test_a_tie_that_float32_may_lose_says_nothing() -> None:
+    """Scales that are no powers of two, or sums that don't fit, leave a kernel on either side of it."""
+    kept = made_by(RULES["half_up"], HALVES, 5)
+    assert identify([kept]).ties == 40
+    large = replace(kept, magnitude=torch.full_like(HALVES, 2.0**24))
+    thirds = replace(kept, real=torch.cat([HALVES, HALVES / 3], 1), given=torch.cat([kept.given, kept.given], 1))
+    for lost in (replace(kept, dyadic=False), large, replace(thirds, magnitude=thirds.real.abs())):
+        assert identify([lost]).ties == 0
+    assert identify([replace(kept, dyadic=False)]).name == "undecided"
+
+
+def test_ties_outside_of_the_range_say_nothing() -> None:
+    v = torch.tensor([[300.5, -300.5, 127.5, 3.0]], dtype=torch.float64)
+    assert identify([made_by(RULES["half_even"], v, 0)]).ties == 0
 
 
 def test_tensors_in_float_and_of_another_shape() -> None:
