@@ -1,4 +1,4 @@
-"""The command line: `conformance run | list | show | lint | schema | report | diff | merge | expect`."""
+"""The command line: `conformance run | list | show | lint | schema | report | diff | merge | publish | expect`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from conformance.case import find_case
 from conformance.command import ENVIRONMENT, FAILED, INTERRUPTED, OK, USAGE, cases_of, write
 from conformance.errors import ConformanceError, EnvironmentTrouble, SpecError, UsageError
 from conformance.expect_commands import expect
-from conformance.results_commands import diff_command, merge_command
+from conformance.results_commands import diff_command, merge_command, publish_command
 from conformance.spec import Capture, Mode, json_schema
 
 if TYPE_CHECKING:
@@ -331,7 +331,7 @@ def report(results: Path, name: str, output: Path | None) -> None:
         click.echo(f"written: {write(output, text)}")
 
 
-for command in (diff_command, merge_command, expect):
+for command in (diff_command, merge_command, publish_command, expect):
     cli.add_command(command)
 
 if __name__ == "__main__":

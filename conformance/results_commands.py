@@ -1,4 +1,4 @@
-"""The commands `diff` and `merge`, which read results files and run nothing."""
+"""The commands `diff`, `merge` and `publish`, which read results files and run nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from conformance.command import FAILED, OK, USAGE, write
 from conformance.diff import Difference, Kind, compare
 from conformance.merge import merge
 from conformance.report.difference import FORMATS
-from conformance.store import Results, read, write_all
+from conformance.store import COMPRESSED, Results, read, write_all, write_compressed
 
 MOST = 20
 RESULTS = click.Path(path_type=Path, dir_okay=False)
@@ -84,3 +84,26 @@ def merge_command(shards: tuple[Path, ...], output: Path) -> int:
     more = [f"  and {len(merged.missing) - MOST} more"] if len(merged.missing) > MOST else []
     click.echo("\n".join([f"{len(merged.missing)} planned record(s) are missing:", *lines, *more]), err=True)
     return FAILED
+
+
+@click.command("publish")
+@click.argument("results", type=RESULTS)
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+def publish_command(results: Path, folder: Path) -> int:
+    """Write a folder that stands on its own: README.md, report.html and the RESULTS, compressed.
+
+    A file FINDINGS.md in the folder is kept as it is, and its headings are listed in README.md. Every command that
+    reads results reads the compressed ones too.
+    """
+    from conformance.report import html, index
+
+    found, findings = read_whole(results), folder / "FINDINGS.md"
+    links = {"the report as a page": "report.html", "every record": f"results.jsonl{COMPRESSED}"}
+    if findings.is_file():
+        links["the findings"] = findings.name
+    text = findings.read_text(encoding="utf-8") if findings.is_file() else ""
+    write(folder / "README.md", index.render(found.run, found.records, links, text))
+    write(folder / "report.html", html.render(found.run, found.records))
+    write_compressed(folder / f"results.jsonl{COMPRESSED}", found)
+    click.echo(f"written: {folder} ({len(found.records)} of {found.run.planned} records)")
+    return OK

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +13,9 @@ from typing import Any
 
 from conformance.errors import EnvironmentTrouble, UsageError
 from conformance.record import Debt, Declared, Environment, Record, Run
+
+# A results file of this suffix is compressed; it is written whole, and can't be gone on with.
+COMPRESSED = ".xz"
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,7 @@ class Writer:
         self._line({"record": record.to_json()})
 
     def _line(self, value: dict[str, Any]) -> None:
-        # NaN and infinity are no JSON: a record holds None instead, and anything else is a mistake to be found here.
-        data = (json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n").encode()
+        data = _text(value).encode()
         start = os.fstat(self.descriptor).st_size
         try:
             written = os.write(self.descriptor, data)
@@ -102,8 +105,8 @@ def read(path: Path) -> Results:
     Raises UsageError for a file that is missing or has no head.
     """
     try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
+        lines = _bytes_of(path).split(b"\n")
+    except (OSError, lzma.LZMAError, EOFError) as error:
         raise UsageError(f"{path}: can't be read ({error}); expected a results file of 'conformance run'") from error
     run, records, damaged = None, [], 0
     for line in filter(None, lines):
@@ -123,6 +126,26 @@ def read(path: Path) -> Results:
     # Workers finish in any order; readers want the specs' own.
     records.sort(key=lambda record: (record.subject.path, record.subject.line, record.subject.case))
     return Results(run, tuple(records), damaged)
+
+
+def _bytes_of(path: Path) -> bytes:
+    return lzma.decompress(path.read_bytes()) if path.suffix == COMPRESSED else path.read_bytes()
+
+
+def write_compressed(path: Path, results: Results) -> None:
+    """Write a whole results file as `read` takes it back where its name ends in ``.xz``: the same bytes each time."""
+    lines = [{"run": asdict(results.run)}, *({"record": record.to_json()} for record in results.records)]
+    data = "".join(_text(line) for line in lines).encode()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(lzma.compress(data))
+    except OSError as error:
+        raise EnvironmentTrouble(f"{path}: can't be written ({error})") from error
+
+
+def _text(value: dict[str, Any]) -> str:
+    # NaN and infinity are no JSON: a record holds None instead, and anything else is a mistake to be found here.
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n"
 
 
 def _run(value: dict[str, Any]) -> Run:

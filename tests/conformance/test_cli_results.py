@@ -316,3 +316,22 @@ def test_the_schema_that_editors_read_is_the_one_that_is_printed(conformance: Co
     assert written_down.read_text() == conformance("schema", "expected").out, (
         "write it anew: conformance schema expected > specs/expected/schema.json"
     )
+
+
+# ---- publish
+
+
+def test_a_published_folder_stands_on_its_own(conformance: Command, small: Path, tmp_path: Path) -> None:
+    conformance("run", small, "--backend", "qlib", "--backend", "float-only")
+    folder = tmp_path / "published"
+    folder.mkdir()
+    (folder / "FINDINGS.md").write_text("# Findings in others\n\n# torch\n\n## `op`: wrong by 3 quanta\n\nText.\n")
+    done = conformance("publish", tmp_path / "results" / "results.jsonl", folder)
+    assert done.code == 0 and "12 of 12 records" in done.out
+    page = (folder / "README.md").read_text()
+    assert "| qlib | 6 of 6 (100 %) |" in page and "| float-only | 0 of 6 (0 %) | 6 |" in page
+    assert "* torch\n  * `op`: wrong by 3 quanta" in page
+    assert (folder / "report.html").read_text().startswith("<!doctype html>")
+    assert keys(folder / "results.jsonl.xz") == keys(tmp_path / "results" / "results.jsonl")
+    assert conformance("report", folder / "results.jsonl.xz").code == 0
+    assert (folder / "FINDINGS.md").read_text().startswith("# Findings in others")

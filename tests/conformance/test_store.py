@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from conformance.environment import environment
 from conformance.errors import EnvironmentTrouble, UsageError
 from conformance.record import Finding, Measures, Outcome, Record, Run, Subject, Verdict
-from conformance.store import read, writing
+from conformance.store import Results, read, write_compressed, writing
 
 SUBJECT = Subject("s::c[static-export]", "s", "c", "static", "export", {"b": "1"}, 7, "why", "s.qspec.yaml", 3, "id: c")
 RECORD = Record(
@@ -39,6 +40,24 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert found.run == HEAD
     assert found.records == (RECORD, replace(RECORD, verdict=Verdict.NATIVE))
     assert found.damaged == 0
+
+
+def test_a_compressed_file_is_read_as_it_was_and_is_the_same_each_time(tmp_path: Path) -> None:
+    path, again = tmp_path / "deep" / "r.jsonl.xz", tmp_path / "again.jsonl.xz"
+    results = Results(HEAD, (RECORD,) * 50)
+    write_compressed(path, results)
+    write_compressed(again, results)
+    assert read(path) == results
+    assert path.read_bytes() == again.read_bytes() and len(path.read_bytes()) < 2000
+
+
+@pytest.mark.parametrize("spoilt", [lambda data: data[:-20], lambda data: b"no archive"])
+def test_a_compressed_file_that_is_damaged_says_so(tmp_path: Path, spoilt: Callable[[bytes], bytes]) -> None:
+    path = tmp_path / "r.jsonl.xz"
+    write_compressed(path, Results(HEAD, (RECORD,) * 50))
+    path.write_bytes(spoilt(path.read_bytes()))
+    with pytest.raises(UsageError, match="can't be read"):
+        read(path)
 
 
 def test_records_are_there_before_the_file_is_closed(tmp_path: Path) -> None:
