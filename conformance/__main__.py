@@ -91,7 +91,7 @@ def cli() -> None:
     default=("qlib",),
     metavar="NAME[:TARGET]",
     show_default=True,
-    help="Run on this backend; repeatable.",
+    help="Run on this backend; repeatable. `all`: every usual one that `list backends` prints, with all its targets.",
 )
 @MODES
 @CAPTURES
@@ -135,12 +135,13 @@ def run(  # noqa: PLR0913, PLR0917  (one parameter for each option)
     SPECS are files or folders; without any, the bundled specs are run. A run that was interrupted (exit status 130)
     or killed goes on with the same command and --resume; its reports are written beside its results.
     """
+    from conformance.backends import named
     from conformance.run import Plan, execute, resume
     from conformance.shard import parse_shard
 
     plan = Plan(
         cases=cases_of(specs, modes, captures, text),
-        backends=backends,
+        backends=named(backends),
         workers=workers,
         seconds=seconds,
         options=("--allow-python",) if allow_python else (),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 
-from conformance.backends import first_line, names
-from conformance.errors import UsageError, nearest
+from conformance.backends import line_of, offered
+from conformance.errors import EnvironmentTrouble, UsageError, nearest
 from conformance.record import Record, Run
 from conformance.report import FORMATS
 
@@ -33,11 +33,11 @@ def _bundled(table: str) -> Callable[[], dict[str, str]]:
 def _backends() -> dict[str, str]:
     def line(name: str) -> str:
         try:
-            return first_line(name)
-        except (ImportError, AttributeError) as error:
-            return f"can't be imported ({error})"
+            return line_of(name)
+        except EnvironmentTrouble as error:
+            return str(error)
 
-    return {name: line(name) for name in names()}
+    return {name: line(name) for name in offered()}
 
 
 CATALOGS: Mapping[str, Callable[[], dict[str, str]]] = {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from conformance.backends import names
+from conformance.backends import offered
 from conformance.command import cases_of, write
 from conformance.errors import Mistake, SpecError, UsageError, nearest
 from conformance.known import apply, expected
@@ -57,11 +57,11 @@ def lint(results: Path | None, backends: tuple[str, ...], specs: tuple[Path, ...
     found = read(results) if results else None
     today = datetime.date.today()
     stems = {backend.partition(":")[0] for backend in backends}
-    if unknown := sorted(stems - names().keys()):
-        raise UsageError(f"no backend is named {unknown[0]!r}.{nearest(unknown[0], names())}")
+    if unknown := sorted(stems - offered().keys()):
+        raise UsageError(f"no backend is named {unknown[0]!r}.{nearest(unknown[0], offered())}")
     mistakes: list[Mistake] = [] if backends else _ownerless()
     entries = files = 0
-    for name in sorted(stems) or names():
+    for name in sorted(stems) or offered():
         path = path_of(name)
         if path is None or not path.exists():
             continue
@@ -84,7 +84,7 @@ def _ownerless() -> list[Mistake]:
     return [
         Mistake(str(path), 1, 1, f"no backend is named {path.stem!r}, so that this is never read.")
         for path in paths
-        if path_of(path.stem) != path or path.stem not in names()
+        if path_of(path.stem) != path or path.stem not in offered()
     ]
 
 

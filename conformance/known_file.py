@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from conformance.backends import BUILTIN, names
+from conformance.backends import BUILTIN, offered
 from conformance.errors import Mistake, SpecError
 from conformance.known import Expected, Known, apply, expected
 from conformance.matrix import MAX_TEXT, short_text
@@ -50,11 +50,11 @@ class KnownFile:
 def path_of(backend: str) -> Path | None:
     """The file of a backend's known failures, be it there or not; None where the backend's module can't be found."""
     name = backend.partition(":")[0]
-    factory = names().get(name)
-    if name in BUILTIN or factory is None:
+    entry = offered().get(name)
+    if name in BUILTIN or entry is None:
         return bundled_specs() / FOLDER / f"{name}.yaml"
     try:
-        module = find_spec(factory.partition(":")[0])
+        module = find_spec(entry.factory.partition(":")[0])
     except ImportError:  # opening the backend tells which package is missing
         return None
     if module is None or module.origin is None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from conformance.backends import open_backend
+from conformance.backends import named, open_backend
 from conformance.backends.qlib import vocabulary
 from conformance.case import Case, expand, item_name, select
 from conformance.errors import ConformanceError, SpecError, UsageError
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 SUFFIX = ".qspec.yaml"
 _WORKERS = pytest.StashKey[dict[str, "Worker"]]()
 _RECORD = pytest.StashKey[str]()
+_BACKENDS = pytest.StashKey[tuple[str, ...]]()
 _SHARD = pytest.StashKey[Shard | None]()
 _PLAN = pytest.StashKey["Planned"]()
 
@@ -40,7 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--backend",
         action="append",
         metavar="NAME[:TARGET]",
-        help="run the specs on this backend; may be given several times (default: qlib)",
+        help="run the specs on this backend; repeatable; `all`: as for `conformance run` (default: qlib)",
     )
     group.addoption(
         "--mode",
@@ -73,12 +74,10 @@ def pytest_configure(config: pytest.Config) -> None:
     for line in ("capture_export", "capture_trace", "capture_script"):
         config.addinivalue_line("markers", f"{line}: a conformance case captured in this way")
     config.addinivalue_line("markers", "conformance(suite): a conformance case; the argument is its suite")
-    for backend in config.getoption("--backend") or ():
-        try:
-            open_backend(backend)
-        except UsageError as error:
-            raise pytest.UsageError(str(error)) from error
     try:
+        config.stash[_BACKENDS] = named(config.getoption("--backend") or ["qlib"])
+        for backend in config.stash[_BACKENDS]:
+            open_backend(backend)
         config.stash[_SHARD] = parse_shard(text) if (text := config.getoption("--shard")) else None
     except UsageError as error:
         raise pytest.UsageError(str(error)) from error
@@ -107,8 +106,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     shard = config.stash[_SHARD]
     left = [item for item in items if not isinstance(item, CaseItem) or shard is None or shard.holds(item.case.id)]
     if config.getoption("--conformance-results"):
-        count = sum(isinstance(item, CaseItem) for item in left)
-        config.stash[_PLAN] = _planned(chosen, config.getoption("--backend") or ["qlib"], count)
+        count, backends = sum(isinstance(item, CaseItem) for item in left), config.stash[_BACKENDS]
+        config.stash[_PLAN] = _planned(chosen, backends, count)
     if len(left) < len(items):
         kept = set(left)
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
@@ -152,7 +151,7 @@ class SpecFile(pytest.File):
         except SpecError as error:
             raise self.CollectError(str(error)) from error
         modes = self.config.getoption("--mode") or []
-        for backend in self.config.getoption("--backend") or ["qlib"]:
+        for backend in self.config.stash[_BACKENDS]:
             for case in select(cases, modes=modes):
                 name = item_name(case, backend)
                 # Given as text, so that pytest reads the brackets as it will when it comes back to it for --lf.
@@ -270,7 +269,7 @@ class _Recorder:
 
     @property
     def _backends(self) -> tuple[str, ...]:
-        return tuple(self.config.getoption("--backend") or ["qlib"])
+        return self.config.stash[_BACKENDS]
 
     def _begin(self, plan: Planned, opened: Mapping[str, Backend]) -> None:
         """Write the head. Where nothing was run, no backend is opened for the sake of its versions."""

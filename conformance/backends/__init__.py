@@ -1,44 +1,99 @@
 """The backends by name: those in this folder, and those that other distributions offer as entry points.
 
 A backend is a function ``(target: str) -> Backend``, found by the name before the colon of `--backend name:target`.
-Others are added by an entry point in the group `conformance.backends`.
+Others are added by an entry point in the group `conformance.backends`; an attribute `targets` of the function, a tuple
+of texts, names the targets that `--backend all` runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from importlib import import_module
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
-from typing import cast
+from typing import Any, cast
 
 from conformance.backend import Backend
 from conformance.errors import EnvironmentTrouble, UsageError, nearest
 
 GROUP = "conformance.backends"
+ALL = "all"
+
+
+class Tier(StrEnum):
+    """Which backends `--backend all` runs: the usual ones; the others are run where they are named."""
+
+    USUAL = "usual"
+    SLOW = "slow"
+    MINIATURE = "miniature"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the table of backends: the factory as "module:function", and the targets it takes, default first."""
+
+    factory: str
+    targets: tuple[str, ...] = ()
+    tier: Tier = Tier.USUAL
+
 
 _MINIATURES = "conformance.backends.miniatures"
 
-BUILTIN: Mapping[str, str] = MappingProxyType(
+BUILTIN: Mapping[str, Entry] = MappingProxyType(
     {
-        "qlib": "conformance.backends.qlib:backend",
-        "onnxruntime": "conformance.backends.onnxruntime:backend",
-        "always-wrong": f"{_MINIATURES}:always_wrong",
-        "off-by-one": f"{_MINIATURES}:off_by_one",
-        "float-only": f"{_MINIATURES}:float_only",
-        "claims-everything": f"{_MINIATURES}:claims_everything",
-        "undeclared-refusal": f"{_MINIATURES}:undeclared_refusal",
-        "crashes": f"{_MINIATURES}:crashes",
-        "hangs": f"{_MINIATURES}:hangs",
-        "first-call-only": f"{_MINIATURES}:first_call_only",
+        "qlib": Entry("conformance.backends.qlib:backend", ("fast", "reference")),
+        "onnxruntime": Entry("conformance.backends.onnxruntime:backend", ("all", "none")),
+        "always-wrong": Entry(f"{_MINIATURES}:always_wrong", tier=Tier.MINIATURE),
+        "off-by-one": Entry(f"{_MINIATURES}:off_by_one", tier=Tier.MINIATURE),
+        "float-only": Entry(f"{_MINIATURES}:float_only", tier=Tier.MINIATURE),
+        "claims-everything": Entry(f"{_MINIATURES}:claims_everything", tier=Tier.MINIATURE),
+        "undeclared-refusal": Entry(f"{_MINIATURES}:undeclared_refusal", tier=Tier.MINIATURE),
+        "crashes": Entry(f"{_MINIATURES}:crashes", tier=Tier.MINIATURE),
+        "hangs": Entry(f"{_MINIATURES}:hangs", tier=Tier.MINIATURE),
+        "first-call-only": Entry(f"{_MINIATURES}:first_call_only", tier=Tier.MINIATURE),
     }
 )
 
 
-def names() -> dict[str, str]:
-    """Every backend that can be asked for, with the factory that makes it."""
-    offered = {point.name: point.value for point in entry_points(group=GROUP)}
+def offered() -> dict[str, Entry]:
+    """Every backend that can be asked for; imports none, so that the targets of other distributions' are not known."""
+    offered = {point.name: Entry(point.value) for point in entry_points(group=GROUP)}
     return {**offered, **BUILTIN}
+
+
+def entry_of(name: str) -> Entry:
+    """The row of one backend, with its targets.
+
+    Raises UsageError for a name that does not exist, EnvironmentTrouble where another distribution's can't be imported.
+    """
+    entry = _known(name)
+    if name in BUILTIN:
+        return entry
+    return replace(entry, targets=tuple(getattr(_factory(name, entry), "targets", ())))
+
+
+def named(backends: Iterable[str]) -> tuple[str, ...]:
+    """The backends that the names mean, each once: "all" is every usual one, with each of its targets.
+
+    Raises UsageError for a name that does not exist.
+    """
+    wanted = [name for backend in backends for name in (_usual() if backend == ALL else [backend])]
+    for name in wanted:
+        _known(name.partition(":")[0])
+    return tuple(dict.fromkeys(wanted))
+
+
+def _usual() -> list[str]:
+    found = []
+    for name, entry in offered().items():
+        try:
+            targets = entry_of(name).targets
+        except EnvironmentTrouble:  # its cases say so, one by one
+            targets = ()
+        if entry.tier is Tier.USUAL:
+            found += [f"{name}:{target}" for target in targets] or [name]
+    return found
 
 
 def open_backend(name: str) -> Backend:
@@ -47,18 +102,27 @@ def open_backend(name: str) -> Backend:
     Raises UsageError for a name that does not exist, EnvironmentTrouble where its package can't be imported.
     """
     stem, _, target = name.partition(":")
-    known = names()
+    return cast(Backend, _factory(stem, _known(stem))(target))
+
+
+def _known(stem: str) -> Entry:
+    known = offered()
     if stem not in known:
-        raise UsageError(f"no backend is named {stem!r}.{nearest(stem, known)} Expected one of: {', '.join(known)}")
+        words = [ALL, *known]
+        raise UsageError(f"no backend is named {stem!r}.{nearest(stem, words)} Expected one of: {', '.join(words)}")
+    return known[stem]
+
+
+def _factory(stem: str, entry: Entry) -> Any:
     try:
-        factory = EntryPoint(stem, known[stem], GROUP).load()
+        return EntryPoint(stem, entry.factory, GROUP).load()
     except (ImportError, AttributeError) as error:
-        raise EnvironmentTrouble(f"backend {stem!r} can't be imported from {known[stem]} ({error})") from error
-    return cast(Backend, factory(target))
+        raise EnvironmentTrouble(f"backend {stem!r} can't be imported from {entry.factory} ({error})") from error
 
 
-def first_line(name: str) -> str:
-    """The one-line docstring of a backend's factory."""
-    module, _, function = names()[name].partition(":")
-    doc = getattr(import_module(module), function).__doc__ or ""
-    return str(doc).strip().partition("\n")[0]
+def line_of(name: str) -> str:
+    """One line on a backend: the first of its factory's docstring, and its targets."""
+    entry = entry_of(name)
+    doc = (_factory(name, entry).__doc__ or "").strip().partition("\n")[0]
+    targets = f" Targets: {', '.join(entry.targets)}." if entry.targets else ""
+    return f"{doc}{targets}{' Slow.' if entry.tier is Tier.SLOW else ''}"

@@ -40,7 +40,7 @@ LACKS = frozenset(
 
 
 def backend(target: str) -> Backend:
-    """ONNX Runtime on the CPU; targets: `all` graph optimizations (the default) and `none`."""
+    """ONNX Runtime on the CPU, with all graph optimizations or none."""
     if target not in ("", *TARGETS):
         raise UsageError(f"backend onnxruntime has no target {target!r}; expected one of {', '.join(TARGETS)}")
     return OnnxRuntime(target or "all")

@@ -92,7 +92,7 @@ def describe(qconfig: QConfig) -> str:
 
 
 def backend(target: str) -> Backend:
-    """The bundled library; targets: `fast` kernels (the default) and `reference` ones."""
+    """The bundled library, with its fast kernels or with the plain ones they are held against."""
     if target not in ("", "fast", "reference"):
         raise UsageError(f"backend qlib has no target {target!r}; expected 'fast' or 'reference'")
     return Qlib(target or "fast")

@@ -46,6 +46,9 @@ def chatty(target):
     return Changed(act)
 
 
+chatty.targets = ("loud", "quiet")
+
+
 def moody(target):
     """Is killed where a layer has a bias."""
     return Changed(lambda task: None if bias(task) else os.kill(os.getpid(), signal.SIGKILL))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from offered import offer
 from small_specs import LINEAR, cases_of
 
 from conformance.backend import Process
-from conformance.backends import BUILTIN, first_line, names, open_backend
+from conformance.backends import BUILTIN, Tier, line_of, named, offered, open_backend
 from conformance.backends import qlib as bundled
 from conformance.catalog import catalog
 from conformance.errors import EnvironmentTrouble, UsageError
@@ -30,25 +31,25 @@ def test_every_backend_of_the_suite_opens_and_says_what_it_is(name: str) -> None
     assert about.versions["torch"] == str(torch.__version__)
     assert about.modes <= {str(mode) for mode in Mode}
     assert about.captures <= {str(capture) for capture in Capture}
-    assert first_line(name).endswith(".")
+    assert line_of(name).endswith(".")
 
 
 def test_naming_backends_imports_no_torch() -> None:
-    script = "import sys; from conformance.backends import names, open_backend; names(); open_backend('qlib')"
+    script = "import sys; from conformance.backends import offered, open_backend; offered(); open_backend('qlib')"
     script += "; from conformance.backends.qlib import vocabulary; vocabulary(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
 @pytest.mark.usefixtures("offers")
 def test_other_distributions_offer_backends() -> None:
-    assert names()["chatty"] == "odd_backends_of_test:chatty"
+    assert offered()["chatty"].factory == "odd_backends_of_test:chatty"
     assert open_backend("chatty:anything").about().process is Process.OWN
-    assert first_line("chatty") == "Prints to standard output, by Python and below it."
+    assert line_of("chatty") == "Prints to standard output, by Python and below it. Targets: loud, quiet."
 
 
 @pytest.mark.usefixtures("offers")
 def test_nobody_takes_the_place_of_a_bundled_backend() -> None:
-    assert names()["qlib"] == BUILTIN["qlib"]
+    assert offered()["qlib"] == BUILTIN["qlib"]
     assert open_backend("qlib").about().name == "qlib"
 
 
@@ -72,6 +73,42 @@ def test_a_name_that_does_not_exist_gets_a_suggestion() -> None:
         UsageError, match=r"no backend is named 'qlip'\. Did you mean 'qlib'\? Expected one of: .*hangs"
     ):
         open_backend("qlip")
+
+
+def test_all_is_every_usual_backend_with_its_targets(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = {name: entry for name, entry in BUILTIN.items() if entry.tier is Tier.USUAL}
+    assert {"qlib", "onnxruntime"} <= set(usual)
+    assert not {"hangs", "crashes", "off-by-one"} & set(usual)
+    for name, entry in usual.items():
+        assert {f"{name}:{target}" for target in entry.targets} or {name} <= set(named(["all"]))
+    assert {"qlib:fast", "qlib:reference", "onnxruntime:none"} <= set(named(["all"]))
+    slow = replace(BUILTIN["qlib"], tier=Tier.SLOW)
+    monkeypatch.setattr("conformance.backends.BUILTIN", {**BUILTIN, "qlib": slow})
+    assert not {"qlib", "qlib:fast"} & set(named(["all"]))
+    assert line_of("qlib").endswith("Targets: fast, reference. Slow.")
+
+
+def test_each_backend_is_chosen_once_in_the_order_of_first_mention() -> None:
+    assert named(["hangs", "qlib:fast", "hangs"]) == ("hangs", "qlib:fast")
+    assert named(["hangs", "all", "qlib:fast"]) == ("hangs", *named(["all"]))
+    with pytest.raises(UsageError, match=r"no backend is named 'al'\. Did you mean 'all'\? Expected one of: all, "):
+        named(["al"])
+
+
+@pytest.mark.usefixtures("offers")
+def test_targets_of_other_distributions_stand_at_their_factories() -> None:
+    found = named(["all"])
+    assert {"chatty:loud", "chatty:quiet", "modest", "uninstalled"} <= set(found)
+    assert "chatty" not in found
+
+
+@pytest.mark.parametrize("name", [name for name, entry in BUILTIN.items() if entry.targets])
+def test_every_target_opens_and_no_other(name: str) -> None:
+    for target in BUILTIN[name].targets:
+        assert open_backend(f"{name}:{target}").about().name == name
+    assert open_backend(name) == open_backend(f"{name}:{BUILTIN[name].targets[0]}"), "the default comes first"
+    with pytest.raises(UsageError):
+        open_backend(f"{name}:no-such-target")
 
 
 def test_targets_of_the_bundled_library() -> None:
