@@ -6,7 +6,7 @@ for none, such as quantize and dequantize, make no value of the module: their re
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +60,19 @@ class Source:
         readers = self.readers.get(name, ())
         alone = len(readers) == 1 and readers[0].op_type == "Relu" and readers[0].output[0] not in ran
         return str(readers[0].output[0]) if alone else ""
+
+
+def feeds(model: Any, inputs: Sequence[Any]) -> dict[str, Any]:
+    """The arrays that the inputs of a model get, by name, from tensors in their order."""
+    import numpy as np
+
+    names = [value.name for value in model.graph.input]
+    return {name: np.ascontiguousarray(x.detach().numpy()) for name, x in zip(names, inputs, strict=True)}
+
+
+def text(model: Any) -> str:
+    """A graph for a person, an operator in a line."""
+    return "\n".join(f"{', '.join(node.output)} = {node.op_type}({', '.join(node.input)})" for node in model.graph.node)
 
 
 def is_the_modules(node: Any) -> bool:

@@ -43,6 +43,11 @@ class Kernel:
     gives: tuple[str, ...]
 
     @property
+    def works(self) -> bool:
+        """Whether it makes a value of what is given at a call, and not only changes how one is stored."""
+        return self.kind not in _NOTHING and bool(self.takes)
+
+    @property
     def gets_integers(self) -> bool:
         """Whether all that other kernels give it are 8-bit integers."""
         return bool(self.takes) and set(self.takes) <= INTEGERS
@@ -55,7 +60,7 @@ class Kernel:
 
 def sequence(kernels: Sequence[Kernel], source: Source) -> tuple[str, ...]:
     """The operators that run, in order, by canonical name; `source` is the model that was written."""
-    working = [kernel for kernel in kernels if kernel.kind not in _NOTHING]
+    working = [kernel for kernel in kernels if kernel.works]
     made = {value for kernel in working for value in _values(kernel, source)}
     found: list[str] = []
     claimed: set[str] = set()
@@ -80,30 +85,27 @@ def _one_each(values: list[str], source: Source) -> list[str]:
 def _names(kernel: Kernel, values: list[str], source: Source, made: set[str]) -> list[str]:
     """What a kernel does: it quantizes, computes the values, dequantizes."""
     borders = _borders(kernel, source)
-    names = ["quantized::quantize_per_tensor"] if "QuantizeLinear" in borders and not kernel.gets_integers else []
-    taken: set[str] = set()
-    for value in values:
-        if value in taken:
-            continue
-        if not _on_integers(kernel, value):
-            names.append(source.operator(value)[0])
-            continue
-        name = source.quantized(value)
-        others = made - {v for v in values if v != value}
-        relu = source.relu_after(value, others) if name.rpartition("::")[2] in WITH_RELU else ""
-        taken.add(relu)
-        names.append(f"{name}_relu" if relu else name)
     if not values and not borders:
         return [f"unmapped:{kernel.kind}"]
-    leaves = "DequantizeLinear" in borders and not kernel.gives_integers
+    enters = "QuantizeLinear" in borders and not INTEGERS & set(kernel.takes)
+    names = ["quantized::quantize_per_tensor"] if enters else []
+    taken: set[str] = set()
+    for value in values:
+        name = source.quantized(value) if _on_integers(kernel, value, values[0]) else source.operator(value)[0]
+        if name.startswith("quantized::") and name.rpartition("::")[2] in WITH_RELU:
+            relu = source.relu_after(value, made.difference(values))
+            taken.add(relu)
+            name += "_relu" if relu else ""
+        names += [] if value in taken else [name]
+    leaves = "DequantizeLinear" in borders and not INTEGERS & set(kernel.gives)
     return [*names, "quantized::dequantize_per_tensor"] if leaves else names
 
 
-def _on_integers(kernel: Kernel, value: str) -> bool:
-    """Whether a kernel computes one of its values on integers."""
-    if f"{value}{_MOVED_BEHIND}" in kernel.layers or f"{value}/WithoutBiases{_MOVED_BEHIND}" in kernel.layers:
+def _on_integers(kernel: Kernel, value: str, first: str) -> bool:
+    """Whether a kernel computes one of its values on integers; what follows its first one it computes in float32."""
+    if {f"{value}{_MOVED_BEHIND}", f"{value}/WithoutBiases{_MOVED_BEHIND}"} & set(kernel.layers):
         return True
-    if kernel.kind in _BY_IMPLEMENTATION:
+    if kernel.kind in _BY_IMPLEMENTATION and value == first:
         return kernel.implementation.lower().endswith(("_i8", "_u8"))
     if kernel.kind in _MOVES:
         return kernel.gets_integers
