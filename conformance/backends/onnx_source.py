@@ -14,14 +14,14 @@ _MODULES = "aten::"
 # Operators that have a name of their own where one operand is a number.
 _WITH_NUMBER = frozenset({"quantized::add", "quantized::sub", "quantized::mul", "quantized::div", "quantized::rsub"})
 # Those that a relu after them is a part of, by the range that they saturate to.
-WITH_RELU = frozenset({"linear", "add", "add_scalar", "sub", "sub_scalar", "mul", "mul_scalar", "div", "div_scalar"}) | {
-    f"{name}{dims}d" for name in ("conv", "conv_transpose") for dims in (1, 2, 3)
-}
+WITH_RELU = frozenset(
+    {"linear", "add", "add_scalar", "sub", "sub_scalar", "mul", "mul_scalar", "div", "div_scalar"}
+) | {f"{name}{dims}d" for name in ("conv", "conv_transpose") for dims in (1, 2, 3)}
 
 
 @dataclass(frozen=True)
 class Source:
-    """`made` has the operator that makes each value, `readers` those that take it, `ranks` the dimensions of constants."""
+    """`made` has the operator that makes each value, `readers` those that take it, `ranks` constants' dimensions."""
 
     made: Mapping[str, Any]
     readers: Mapping[str, tuple[Any, ...]]
@@ -67,7 +67,8 @@ def feeds(model: Any, inputs: Sequence[Any]) -> dict[str, Any]:
     import numpy as np
 
     names = [value.name for value in model.graph.input]
-    return {name: np.ascontiguousarray(x.detach().numpy()) for name, x in zip(names, inputs, strict=True)}
+    arrays = (np.array(x.detach().numpy(), order="C") for x in inputs)
+    return dict(zip(names, arrays, strict=True))
 
 
 def text(model: Any) -> str:

@@ -13,10 +13,12 @@ from typing import Any
 from conformance.backend import About, Backend, Program, Quantized, Stage, Task
 from conformance.backends import onnx_names
 from conformance.backends.given import given_graph
+from conformance.backends.one_qconfig import LACKS as LACKS_OF_ONE
+from conformance.backends.one_qconfig import lacking, one_qconfig
 from conformance.backends.onnx_source import feeds, text
-from conformance.backends.qlib import float_model, mapping_of, operators_of
+from conformance.backends.qlib import float_model, operators_of
 from conformance.environment import installed
-from conformance.errors import Inexpressible, Unsupported, UsageError
+from conformance.errors import Inexpressible, UsageError
 from conformance.vocabulary import Mode
 
 PACKAGES = ("onnxruntime", "onnx", "torch")
@@ -28,16 +30,10 @@ _RANGES = MappingProxyType(
     {"uint8": {(0, 255)}, "int8": {(-128, 127), (-127, 127)}, "int16": {(-32768, 32767), (-32767, 32767)}}
 )
 # What the arguments of its tools have no word for.
-LACKS = frozenset(
-    {
-        "QConfigs by module",
-        "activations or weights in float",
-        "results of a type of their own",
-        "groups",
-        "narrow ranges",
-    }
+LACKS = (
+    LACKS_OF_ONE
+    | {"narrow ranges", "int4", "uint4", "float16"}
     | {f"the observer {name}" for name in ("histogram", "moving_average_min_max", "fixed", "runtime")}
-    | {"int4", "uint4", "float16"}
     | {"other activations at run time than uint8 with a zero point", "uint8 weights beside int8 activations"}
 )
 
@@ -123,35 +119,25 @@ def _options(task: Task) -> dict[str, Any]:
     """The QConfig as the tools' arguments; raises Unsupported for one that they can't express."""
     from onnxruntime.quantization import QuantType
 
-    mapping = mapping_of(task.qconfig)
-    if mapping.modules or mapping.types or mapping.default is None:
-        raise _lacking("QConfigs by module")
-    activation, weight = mapping.default.activation, mapping.default.weight
-    if activation is None or weight is None:
-        raise _lacking("activations or weights in float")
-    if mapping.default.output not in (None, activation):
-        raise _lacking("results of a type of their own")
+    asked = one_qconfig(task)
+    activation, weight = asked.activation, asked.weight
     if activation.observer != "min_max" and task.mode == "static":
-        raise _lacking(f"the observer {activation.observer}")
+        raise lacking(f"the observer {activation.observer}")
     if task.mode == "dynamic" and (activation.dtype, activation.symmetric) != ("uint8", False):
-        raise _lacking("other activations at run time than uint8 with a zero point")
+        raise lacking("other activations at run time than uint8 with a zero point")
     if (activation.dtype, weight.dtype) == ("int8", "uint8"):
-        raise _lacking("uint8 weights beside int8 activations")
+        raise lacking("uint8 weights beside int8 activations")
     for spec, types in ((activation, _ACTIVATIONS), (weight, _WEIGHTS)):
-        if spec.dtype not in types or spec.group_size is not None:
-            raise _lacking(f"{spec.dtype}" if spec.group_size is None else "groups")
+        if spec.dtype not in types:
+            raise lacking(str(spec.dtype))
         if spec.range not in _RANGES[spec.dtype]:
-            raise _lacking("narrow ranges")
+            raise lacking("narrow ranges")
     return {
         "per_channel": weight.axis is not None,
         "activation_type": getattr(QuantType, _TYPES[activation.dtype]),
         "weight_type": getattr(QuantType, _TYPES[weight.dtype]),
         "extra_options": {"ActivationSymmetric": activation.symmetric, "WeightSymmetric": weight.symmetric},
     }
-
-
-def _lacking(feature: str) -> Unsupported:
-    return Unsupported(f"its quantization tools know no {feature}", feature)
 
 
 def open_session(model: Any, source: Any, optimizations: str, folder: Path) -> Program:

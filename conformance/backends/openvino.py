@@ -10,14 +10,18 @@ from types import MappingProxyType
 from typing import Any
 
 from conformance.backend import About, Backend, Program, Quantized, Stage, Task
-from conformance.backends import openvino_names
+from conformance.backends import nncf, openvino_names
 from conformance.backends.given import given_graph
-from conformance.backends.onnx_source import feeds, source_of
+from conformance.backends.onnx_source import feeds, source_of, text
 from conformance.backends.openvino_names import Kernel
+from conformance.backends.qlib import float_model, operators_of
 from conformance.environment import installed
-from conformance.errors import UsageError
+from conformance.errors import Unsupported, UsageError
+from conformance.vocabulary import Mode
 
 PACKAGES = ("openvino", "onnx", "torch")
+# Quantizes float modules; graphs that are given run without it.
+QUANTIZER = "nncf"
 # Whether low precision transformations rewrite a graph for kernels on integers before it runs.
 TARGETS: Mapping[str, str] = MappingProxyType({"lpt": "YES", "no-lpt": "NO"})
 
@@ -37,21 +41,36 @@ class OpenVino:
 
     def about(self) -> About:
         """Versions, and what can be asked of it."""
-        versions, missing = installed(PACKAGES)
+        versions, missing = installed((*PACKAGES, QUANTIZER))
         return About(
             name="openvino",
             versions=versions,
-            modes=frozenset({"numerics"}),
+            modes=frozenset({"static", "numerics"}),
             captures=frozenset({"export", "trace", "script"}),
-            missing=missing,
+            lacks=nncf.LACKS | ({QUANTIZER} & {*missing}),
+            missing=tuple(package for package in missing if package != QUANTIZER),
         )
 
     def quantize(self, task: Task, stage: Stage) -> Quantized:
-        """Compile the given graph."""
-        given = given_graph(task, stage)
+        """Have NNCF quantize the module, written in ONNX, and compile that; or compile a graph as it is given."""
+        if task.mode == Mode.NUMERICS:
+            given = given_graph(task, stage)
+            with stage("compile"):
+                return given.judged(compiled(_read(given.model), given.model, self.transformations))
+        with stage("capture"):
+            source = float_model(task)
+        with stage("quantize"):
+            if QUANTIZER in self.about().lacks:
+                raise Unsupported(f"not installed: {QUANTIZER}", QUANTIZER)
+            model = nncf.quantized(_read(source), source, task)
         with stage("compile"):
-            program = compiled(core().read_model(given.model.SerializeToString()), given.model, self.transformations)
-        return given.judged(program)
+            final = compiled(model, source, self.transformations)
+        return Quantized(float_ops=operators_of(source), final=final, float_graph=text(source))
+
+
+def _read(model: Any) -> Any:
+    """An ONNX model as OpenVINO's own."""
+    return core().read_model(model.SerializeToString())
 
 
 @functools.cache
@@ -109,7 +128,7 @@ def _source(port: Any) -> Any:
 
 def _type(port: Any) -> str:
     """The type of a result."""
-    return _types(port.get_node())[port.get_index()]
+    return str(port.get_element_type().get_type_name())
 
 
 def _constant(node: Any) -> bool:
@@ -124,7 +143,7 @@ def _said(node: Any, key: str) -> str:
 
 def _types(node: Any) -> tuple[str, ...]:
     """The types of a node's results."""
-    return tuple(_said(node, "outputPrecisions").split(","))
+    return tuple(map(_type, node.outputs()))
 
 
 def _line(node: Any) -> str:
