@@ -150,7 +150,7 @@ def _with_weight(reading: Reading, node: Any) -> str:
 def _by_value(reading: Reading, node: Any) -> str:
     """The operator of the module whose value this one makes."""
     stem = _of_the_same_kind(reading, node, reading.stem(node))
-    return reading.source.quantized(stem) or f"unmapped:{node.op_type}"
+    return reading.source.quantized(stem) if stem else f"unmapped:{node.op_type}"
 
 
 def _product(reading: Reading, node: Any) -> str:

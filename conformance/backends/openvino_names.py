@@ -1,8 +1,9 @@
 """Canonical names for what OpenVINO's CPU plug-in really runs, read off its runtime model.
 
-A kernel says which layers of the model it stands for, and of what type its first input and its results are. One with
-sums of products, or a pooling, counts as quantized where its implementation is one for 8-bit integers; one that moves
-elements, where it gets them; any other, which computes in registers in float32, where it gets and gives them.
+A kernel says which layers of the model it stands for, and of what type its inputs and its results are. One with sums
+of products, or a pooling, counts as quantized where its implementation is one for 8-bit integers; one that moves
+elements, where it gets them; any other, which computes in registers in float32, where it gets and gives them. A kernel
+quantizes where it gives integers and gets none, and dequantizes where it gets some and gives none.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ _NOTHING = frozenset({"Input", "Const", "Output", "Reorder", "Convert", "MemoryI
 _MOVED_BEHIND = "/DequantizationMultiply"
 # What the quantization tool names the places where it quantizes.
 _PLACE = "/fq_"
+_QUANTIZE, _DEQUANTIZE = "quantized::quantize_per_tensor", "quantized::dequantize_per_tensor"
 
 
 @dataclass(frozen=True)
@@ -57,18 +59,42 @@ class Kernel:
         """Whether all its results are 8-bit integers."""
         return bool(self.gives) and set(self.gives) <= INTEGERS
 
+    @property
+    def weight(self) -> int:
+        """How much a kernel has to say of an operator that several stand for: 2 for products, 0 for moves."""
+        return 2 * (self.kind in _BY_IMPLEMENTATION) or int(self.kind not in _MOVES)
+
+    def whole(self) -> bool:
+        """Whether it holds products of integers between the quantization and the dequantization of their values."""
+        return self.kind == "Subgraph" and any(layer.endswith(_MOVED_BEHIND) for layer in self.layers)
+
+
+@dataclass(frozen=True)
+class _Ran:
+    """An operator that a kernel stands for, alone or with others, the module's node, and how much it has to say."""
+
+    name: str
+    module_node: str = ""
+    weight: int = 0
+
 
 def sequence(kernels: Sequence[Kernel], source: Source) -> tuple[str, ...]:
     """The operators that run, in order, by canonical name; `source` is the model that was written."""
     working = [kernel for kernel in kernels if kernel.works]
     made = {value for kernel in working for value in _values(kernel, source)}
-    found: list[str] = []
-    claimed: set[str] = set()
-    for kernel in working:
-        values = [value for value in _values(kernel, source) if source.operator(value)[1] not in claimed]
-        claimed |= {source.operator(value)[1] for value in values}
-        found += _names(kernel, _one_each(values, source), source, made)
-    return tuple(found)
+    return _once([ran for kernel in working for ran in _ran(kernel, source, made)])
+
+
+def _once(found: list[_Ran]) -> tuple[str, ...]:
+    """The names, one for each of the module's nodes: in float where any that has most to say of it is in float."""
+    said: dict[str, list[_Ran]] = {}
+    for ran in found:
+        if ran.module_node:
+            heaviest = said.get(ran.module_node, [ran])[0].weight
+            kept = said.get(ran.module_node, []) if ran.weight <= heaviest else []
+            said[ran.module_node] = [*kept, ran] if ran.weight >= heaviest else kept
+    first = {id(several[0]): sorted(ran.name for ran in several)[0] for several in said.values()}
+    return tuple(first.get(id(ran), ran.name) for ran in found if not ran.module_node or id(ran) in first)
 
 
 def _values(kernel: Kernel, source: Source) -> list[str]:
@@ -82,13 +108,12 @@ def _one_each(values: list[str], source: Source) -> list[str]:
     return list({source.operator(value)[1]: value for value in values}.values())
 
 
-def _names(kernel: Kernel, values: list[str], source: Source, made: set[str]) -> list[str]:
-    """What a kernel does: it quantizes, computes the values, dequantizes."""
-    borders = _borders(kernel, source)
-    if not values and not borders:
-        return [f"unmapped:{kernel.kind}"]
-    enters = "QuantizeLinear" in borders and not INTEGERS & set(kernel.takes)
-    names = ["quantized::quantize_per_tensor"] if enters else []
+def _ran(kernel: Kernel, source: Source, made: set[str]) -> list[_Ran]:
+    """What a kernel does: it quantizes, computes values, dequantizes."""
+    values = _one_each(_values(kernel, source), source)
+    enters = kernel.whole() or (not INTEGERS & set(kernel.takes) and kernel.gives_integers)
+    leaves = kernel.whole() or (bool(INTEGERS & set(kernel.takes)) and not INTEGERS & set(kernel.gives))
+    found = [_Ran(_QUANTIZE)] if enters and not kernel.gets_integers else []
     taken: set[str] = set()
     for value in values:
         name = source.quantized(value) if _on_integers(kernel, value, values[0]) else source.operator(value)[0]
@@ -96,9 +121,9 @@ def _names(kernel: Kernel, values: list[str], source: Source, made: set[str]) ->
             relu = source.relu_after(value, made.difference(values))
             taken.add(relu)
             name += "_relu" if relu else ""
-        names += [] if value in taken else [name]
-    leaves = "DequantizeLinear" in borders and not INTEGERS & set(kernel.gives)
-    return [*names, "quantized::dequantize_per_tensor"] if leaves else names
+        found += [] if value in taken else [_Ran(name, source.operator(value)[1], kernel.weight)]
+    found += [_Ran(_DEQUANTIZE)] if leaves and not kernel.gives_integers else []
+    return found or ([] if _is_border(kernel, source) else [_Ran(f"unmapped:{kernel.kind}")])
 
 
 def _on_integers(kernel: Kernel, value: str, first: str) -> bool:
@@ -112,9 +137,7 @@ def _on_integers(kernel: Kernel, value: str, first: str) -> bool:
     return kernel.gets_integers and kernel.gives_integers
 
 
-def _borders(kernel: Kernel, source: Source) -> set[str]:
-    """Which of quantize and dequantize a kernel stands for."""
-    named = [source.same(layer.partition("/")[0]) for layer in kernel.layers if _PLACE not in layer]
-    kinds = {source.made[name].op_type for name in named if name in source.made}
-    places = {"QuantizeLinear" for layer in kernel.layers if _PLACE in layer}
-    return (kinds | places) & {"QuantizeLinear", "DequantizeLinear"}
+def _is_border(kernel: Kernel, source: Source) -> bool:
+    """Whether a kernel stands for a quantize or dequantize of the model, which changes no type where it is in float."""
+    named = [source.same(layer.partition("/")[0]) for layer in kernel.layers]
+    return any(_PLACE in layer for layer in kernel.layers) or any(name in source.made for name in named)
