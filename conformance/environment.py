@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
 from conformance.record import Environment
 
 SHOWN = ("torch", "numpy", "onnxruntime", "openvino", "torchao", "executorch")
+
+
+def installed(packages: Sequence[str]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The versions of those packages that are installed, and the names of those that are missing; imports none."""
+    versions, missing = {}, []
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            missing.append(package)
+    return versions, tuple(missing)
 
 
 def suite_version() -> str:

@@ -44,6 +44,8 @@ BUILTIN: Mapping[str, Entry] = MappingProxyType(
     {
         "qlib": Entry("conformance.backends.qlib:backend", ("fast", "reference")),
         "onnxruntime": Entry("conformance.backends.onnxruntime:backend", ("all", "none")),
+        "onnx-reference": Entry("conformance.backends.onnx_reference:backend"),
+        "openvino": Entry("conformance.backends.openvino:backend", ("lpt", "no-lpt")),
         "always-wrong": Entry(f"{_MINIATURES}:always_wrong", tier=Tier.MINIATURE),
         "off-by-one": Entry(f"{_MINIATURES}:off_by_one", tier=Tier.MINIATURE),
         "float-only": Entry(f"{_MINIATURES}:float_only", tier=Tier.MINIATURE),

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from conformance.backends.onnx_source import WITH_RELU, Source, source_of
+
 # What an engine appends to a value's name.
 _SUFFIXES = ("_QuantizeLinear_Output", "_DequantizeLinear_Output", "_quantized", "_QuantizeLinear_Input")
 
@@ -20,44 +22,32 @@ _SUFFIXES = ("_QuantizeLinear_Output", "_DequantizeLinear_Output", "_quantized",
 class Reading:
     """A graph that was optimized beside the one that it was made from.
 
-    `made` has the operator that makes each value of the source, `readers` those that take it, `ranks` the dimensions of
-    constants, `alike` the operators of the source for those of the optimized graph whose values were renamed.
+    `ranks` has the dimensions of both graphs' constants, `alike` the operators of the source for those of the optimized
+    graph whose values were renamed.
     """
 
     optimized: Any
-    made: Mapping[str, Any]
-    readers: Mapping[str, tuple[Any, ...]]
+    source: Source
     ranks: Mapping[str, int]
     alike: Mapping[str, Any]
 
     def stem(self, node: Any) -> str:
-        """The value of the source graph that an operator of the optimized graph makes, else an empty string."""
+        """The value of the module that an operator of the optimized graph makes, else an empty string."""
         for value in node.output:
             name = value.rpartition("_token_")[0] or value
             for suffix in _SUFFIXES:
                 name = name.removesuffix(suffix)
-            if name in self.made:
-                return _behind(self.made, name)
+            if name in self.source.made:
+                return self.source.behind(name)
         twin = self.alike.get(node.output[0])
-        return str(twin.output[0]) if twin is not None else ""
-
-
-def _behind(made: Mapping[str, Any], name: str) -> str:
-    """The value that an output of the graph is another name for."""
-    while name in made and made[name].op_type == "Identity":
-        name = str(made[name].input[0])
-    return name if name in made else ""
+        return self.source.behind(str(twin.output[0])) if twin is not None else ""
 
 
 def read(optimized: Any, source: Any) -> Reading:
     """Set both graphs side by side."""
-    made = {output: node for node in source.graph.node for output in node.output}
-    readers: dict[str, tuple[Any, ...]] = {}
-    for node in source.graph.node:
-        for name in node.input:
-            readers[name] = (*readers.get(name, ()), node)
-    constants = (*source.graph.initializer, *optimized.graph.initializer)
-    return Reading(optimized, made, readers, {c.name: len(c.dims) for c in constants}, _alike(optimized, source))
+    known = source_of(source)
+    own = {constant.name: len(constant.dims) for constant in optimized.graph.initializer}
+    return Reading(optimized, known, {**known.ranks, **own}, _alike(optimized, source))
 
 
 def _alike(optimized: Any, source: Any) -> dict[str, Any]:
@@ -93,7 +83,7 @@ def sequence(reading: Reading) -> tuple[str, ...]:
         name, module_node = _float_name(reading, node)
         if node.op_type in INTEGER:
             name = INTEGER[node.op_type](reading, node)
-            name += _relu(reading, node, produced) if name.rpartition("::")[2] in _WITH_RELU else ""
+            name += _relu(reading, node, produced) if name.rpartition("::")[2] in WITH_RELU else ""
             integers.update(() if node.op_type in _TO_FLOAT else node.output)
             name += "_dynamic" if node.op_type in _TO_FLOAT else ""
         elif node.op_type == "DequantizeLinear":
@@ -125,26 +115,24 @@ def _once(found: list[_Ran]) -> tuple[str, ...]:
 def _relu(reading: Reading, node: Any, produced: set[str]) -> str:
     """`_relu` where the module has one after the operator's value that the optimized graph has no operator for."""
     stem = reading.stem(node)
-    if stem and reading.made[stem].op_type == "Relu":
+    if stem and reading.source.made[stem].op_type == "Relu":
         return "_relu"
-    readers = reading.readers.get(stem, ())
-    absorbed = len(readers) == 1 and readers[0].op_type == "Relu" and readers[0].output[0] not in produced
-    return "_relu" if absorbed else ""
+    return "_relu" if reading.source.relu_after(stem, produced) else ""
 
 
 def _float_name(reading: Reading, node: Any) -> tuple[str, str]:
     """The operator of the module that a node stands for, and the name of that operator's node in the module."""
     stem = _of_the_same_kind(reading, node, reading.stem(node))
-    operator, _, module_node = str(reading.made[stem].doc_string).partition(" ") if stem else ("", "", "")
-    return (operator, module_node) if operator.startswith("aten::") else (f"unmapped:{node.op_type}", "")
+    operator, module_node = reading.source.operator(stem)
+    return (operator, module_node) if operator else (f"unmapped:{node.op_type}", "")
 
 
 def _of_the_same_kind(reading: Reading, node: Any, stem: str) -> str:
     """Go back over what the engine has left out after the operator, such as a relu that saturation stands for."""
     name = stem
-    while name in reading.made and reading.made[name].op_type in _LEFT_OUT:
-        name = str(reading.made[name].input[0])
-        if name in reading.made and reading.made[name].op_type == node.op_type:
+    while name in reading.source.made and reading.source.made[name].op_type in _LEFT_OUT:
+        name = str(reading.source.made[name].input[0])
+        if name in reading.source.made and reading.source.made[name].op_type == node.op_type:
             return name
     return stem
 
@@ -161,7 +149,8 @@ def _with_weight(reading: Reading, node: Any) -> str:
 
 def _by_value(reading: Reading, node: Any) -> str:
     """The operator of the module whose value this one makes."""
-    return _float_name(reading, node)[0].replace("aten::", "quantized::", 1)
+    stem = _of_the_same_kind(reading, node, reading.stem(node))
+    return reading.source.quantized(stem) if stem else f"unmapped:{node.op_type}"
 
 
 def _product(reading: Reading, node: Any) -> str:
@@ -202,8 +191,6 @@ INTEGER: Mapping[str, Callable[[Reading, Any], str]] = MappingProxyType(
 _BORDERS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 # Those whose results are real numbers.
 _TO_FLOAT = frozenset({"ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"})
-# Those that take a relu after them along, by the range that they saturate to.
-_WITH_RELU = frozenset({"linear", "add", "mul", "conv1d", "conv2d", "conv3d"})
 # Operators that move or select elements, of whatever type.
 _KEEPS = frozenset(
     {"MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Gather", "Concat", "Split"}

@@ -6,15 +6,20 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from conformance.backend import About, Backend, Program, Quantized, Stage, Task
 from conformance.backends import onnx_names
-from conformance.backends.qlib import float_model, mapping_of, operators_of
-from conformance.errors import Inexpressible, Unsupported, UsageError
+from conformance.backends.given import given_graph
+from conformance.backends.one_qconfig import LACKS as LACKS_OF_ONE
+from conformance.backends.one_qconfig import lacking, one_qconfig
+from conformance.backends.onnx_source import feeds, text
+from conformance.backends.qlib import float_model, operators_of
+from conformance.environment import installed
+from conformance.errors import Inexpressible, UsageError
+from conformance.vocabulary import Mode
 
 PACKAGES = ("onnxruntime", "onnx", "torch")
 # How much of a graph is rewritten before it runs.
@@ -25,16 +30,10 @@ _RANGES = MappingProxyType(
     {"uint8": {(0, 255)}, "int8": {(-128, 127), (-127, 127)}, "int16": {(-32768, 32767), (-32767, 32767)}}
 )
 # What the arguments of its tools have no word for.
-LACKS = frozenset(
-    {
-        "QConfigs by module",
-        "activations or weights in float",
-        "results of a type of their own",
-        "groups",
-        "narrow ranges",
-    }
+LACKS = (
+    LACKS_OF_ONE
+    | {"narrow ranges", "int4", "uint4", "float16"}
     | {f"the observer {name}" for name in ("histogram", "moving_average_min_max", "fixed", "runtime")}
-    | {"int4", "uint4", "float16"}
     | {"other activations at run time than uint8 with a zero point", "uint8 weights beside int8 activations"}
 )
 
@@ -54,23 +53,20 @@ class OnnxRuntime:
 
     def about(self) -> About:
         """Versions, and what its quantization tools can do."""
-        versions, missing = {}, []
-        for package in PACKAGES:
-            try:
-                versions[package] = version(package)
-            except PackageNotFoundError:
-                missing.append(package)
+        versions, missing = installed(PACKAGES)
         return About(
             name="onnxruntime",
             versions=versions,
-            modes=frozenset({"static", "dynamic"}),
+            modes=frozenset({"static", "dynamic", "numerics"}),
             captures=frozenset({"export", "trace", "script"}),
             lacks=LACKS,
-            missing=tuple(missing),
+            missing=missing,
         )
 
     def quantize(self, task: Task, stage: Stage) -> Quantized:
-        """Write the module in ONNX, quantize that by ONNX Runtime's tools, and open a session."""
+        """Write the module in ONNX, quantize that by ONNX Runtime's tools, and open a session; or open one as given."""
+        if task.mode == Mode.NUMERICS:
+            return self._given(task, stage)
         with stage("capture"):
             source = float_model(task)
         with tempfile.TemporaryDirectory() as folder:
@@ -78,7 +74,13 @@ class OnnxRuntime:
                 model = _quantized(task, source, Path(folder))
             with stage("compile"):
                 final = open_session(model, source, self.optimizations, Path(folder))
-        return Quantized(float_ops=operators_of(source), final=final, float_graph=_text(source))
+        return Quantized(float_ops=operators_of(source), final=final, float_graph=text(source))
+
+    def _given(self, task: Task, stage: Stage) -> Quantized:
+        given = given_graph(task, stage)
+        with stage("compile"), tempfile.TemporaryDirectory() as folder:
+            program = open_session(given.model, given.model, self.optimizations, Path(folder))
+        return given.judged(program)
 
 
 def _quantized(task: Task, source: Any, folder: Path) -> Any:
@@ -94,7 +96,7 @@ def _quantized(task: Task, source: Any, folder: Path) -> Any:
     if task.mode == "dynamic":
         quantize_dynamic(prepared, written, weight_type=options["weight_type"], per_channel=options["per_channel"])
     else:
-        batches = Batches([value.name for value in source.graph.input], task)
+        batches = Batches(source, task)
         quantize_static(prepared, written, batches, quant_format=QuantFormat.QDQ, **options)
     return onnx.load(written)
 
@@ -102,11 +104,11 @@ def _quantized(task: Task, source: Any, folder: Path) -> Any:
 class Batches:
     """Calibration data as ONNX Runtime wants it: a dictionary of arrays at a time, None at the end."""
 
-    def __init__(self, names: list[str], task: Task) -> None:
+    def __init__(self, source: Any, task: Task) -> None:
         shapes = [[tuple(x.shape) for x in batch] for batch in (task.inputs, *task.calibration)]
         if any(shape != shapes[0] for shape in shapes):
             raise Inexpressible("the model that it gets is written for one size of batch")
-        self._left = iter([dict(zip(names, map(array, batch), strict=True)) for batch in task.calibration])
+        self._left = iter([feeds(source, batch) for batch in task.calibration])
 
     def get_next(self) -> dict[str, Any] | None:
         """The next batch."""
@@ -117,35 +119,25 @@ def _options(task: Task) -> dict[str, Any]:
     """The QConfig as the tools' arguments; raises Unsupported for one that they can't express."""
     from onnxruntime.quantization import QuantType
 
-    mapping = mapping_of(task.qconfig)
-    if mapping.modules or mapping.types or mapping.default is None:
-        raise _lacking("QConfigs by module")
-    activation, weight = mapping.default.activation, mapping.default.weight
-    if activation is None or weight is None:
-        raise _lacking("activations or weights in float")
-    if mapping.default.output not in (None, activation):
-        raise _lacking("results of a type of their own")
+    asked = one_qconfig(task)
+    activation, weight = asked.activation, asked.weight
     if activation.observer != "min_max" and task.mode == "static":
-        raise _lacking(f"the observer {activation.observer}")
+        raise lacking(f"the observer {activation.observer}")
     if task.mode == "dynamic" and (activation.dtype, activation.symmetric) != ("uint8", False):
-        raise _lacking("other activations at run time than uint8 with a zero point")
+        raise lacking("other activations at run time than uint8 with a zero point")
     if (activation.dtype, weight.dtype) == ("int8", "uint8"):
-        raise _lacking("uint8 weights beside int8 activations")
+        raise lacking("uint8 weights beside int8 activations")
     for spec, types in ((activation, _ACTIVATIONS), (weight, _WEIGHTS)):
-        if spec.dtype not in types or spec.group_size is not None:
-            raise _lacking(f"{spec.dtype}" if spec.group_size is None else "groups")
+        if spec.dtype not in types:
+            raise lacking(str(spec.dtype))
         if spec.range not in _RANGES[spec.dtype]:
-            raise _lacking("narrow ranges")
+            raise lacking("narrow ranges")
     return {
         "per_channel": weight.axis is not None,
         "activation_type": getattr(QuantType, _TYPES[activation.dtype]),
         "weight_type": getattr(QuantType, _TYPES[weight.dtype]),
         "extra_options": {"ActivationSymmetric": activation.symmetric, "WeightSymmetric": weight.symmetric},
     }
-
-
-def _lacking(feature: str) -> Unsupported:
-    return Unsupported(f"its quantization tools know no {feature}", feature)
 
 
 def open_session(model: Any, source: Any, optimizations: str, folder: Path) -> Program:
@@ -166,7 +158,7 @@ def open_session(model: Any, source: Any, optimizations: str, folder: Path) -> P
     def call(*inputs: Any) -> Any:
         import torch
 
-        given = dict(zip([value.name for value in source.graph.input], map(array, inputs), strict=True))
+        given = feeds(source, inputs)
         results = session.run(None, {name: given[name] for name in names})
         return tuple(torch.from_numpy(result) for result in results)
 
@@ -175,15 +167,8 @@ def open_session(model: Any, source: Any, optimizations: str, folder: Path) -> P
         onnx_names.sequence(onnx_names.read(ran, source)),
         Counter(node.op_type for node in ran.graph.node),
         steps(ran),
-        _text(ran),
+        text(ran),
     )
-
-
-def array(tensor: Any) -> Any:
-    """A tensor as an array."""
-    import numpy as np
-
-    return np.ascontiguousarray(tensor.detach().numpy())
 
 
 def steps(model: Any) -> tuple[float | None, ...]:
@@ -203,7 +188,3 @@ def steps(model: Any) -> tuple[float | None, ...]:
         return float(scale) if scale.size == 1 else None
 
     return tuple(step(output.name) for output in model.graph.output)
-
-
-def _text(model: Any) -> str:
-    return "\n".join(f"{', '.join(node.output)} = {node.op_type}({', '.join(node.input)})" for node in model.graph.node)
