@@ -38,12 +38,20 @@ class Entry:
     tier: Tier = Tier.USUAL
 
 
+# Of torch's quantized kernels.
+ENGINES = ("x86", "fbgemm", "onednn", "qnnpack")
+
 _MINIATURES = "conformance.backends.miniatures"
 
 BUILTIN: Mapping[str, Entry] = MappingProxyType(
     {
         "qlib": Entry("conformance.backends.qlib:backend", ("fast", "reference")),
         "onnxruntime": Entry("conformance.backends.onnxruntime:backend", ("all", "none")),
+        "torch-jit": Entry("conformance.backends.torch_jit:backend", ENGINES),
+        "torch-fx": Entry("conformance.backends.torch_fx:backend", ENGINES),
+        "torchao-pt2e": Entry("conformance.backends.torchao_pt2e:reference"),
+        "torchao-x86": Entry("conformance.backends.torchao_pt2e:x86"),
+        "torchao-inductor": Entry("conformance.backends.torchao_pt2e:inductor", tier=Tier.SLOW),
         "always-wrong": Entry(f"{_MINIATURES}:always_wrong", tier=Tier.MINIATURE),
         "off-by-one": Entry(f"{_MINIATURES}:off_by_one", tier=Tier.MINIATURE),
         "float-only": Entry(f"{_MINIATURES}:float_only", tier=Tier.MINIATURE),
