@@ -38,6 +38,9 @@ class Entry:
     tier: Tier = Tier.USUAL
 
 
+# Of torch's quantized kernels.
+ENGINES = ("x86", "fbgemm", "onednn", "qnnpack")
+
 _MINIATURES = "conformance.backends.miniatures"
 
 BUILTIN: Mapping[str, Entry] = MappingProxyType(
@@ -46,6 +49,11 @@ BUILTIN: Mapping[str, Entry] = MappingProxyType(
         "onnxruntime": Entry("conformance.backends.onnxruntime:backend", ("all", "none")),
         "onnx-reference": Entry("conformance.backends.onnx_reference:backend"),
         "openvino": Entry("conformance.backends.openvino:backend", ("lpt", "no-lpt")),
+        "torch-jit": Entry("conformance.backends.torch_jit:backend", ENGINES),
+        "torch-fx": Entry("conformance.backends.torch_fx:backend", ENGINES),
+        "torchao-pt2e": Entry("conformance.backends.torchao_pt2e:reference"),
+        "torchao-x86": Entry("conformance.backends.torchao_pt2e:x86"),
+        "torchao-inductor": Entry("conformance.backends.torchao_pt2e:inductor", tier=Tier.SLOW),
         "always-wrong": Entry(f"{_MINIATURES}:always_wrong", tier=Tier.MINIATURE),
         "off-by-one": Entry(f"{_MINIATURES}:off_by_one", tier=Tier.MINIATURE),
         "float-only": Entry(f"{_MINIATURES}:float_only", tier=Tier.MINIATURE),

@@ -1,0 +1,50 @@
+"""The engines of torch's quantized kernels, which are a setting of the process, and what is said of flows that use them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+
+from conformance.backend import About
+from conformance.errors import UsageError
+
+ENGINES = ("fbgemm", "x86", "onednn", "qnnpack")
+
+
+def engine_of(target: str, backend: str) -> str:
+    """The engine that a target names, `x86` where it names none; raises UsageError for one that does not exist."""
+    if target not in ("", *ENGINES):
+        raise UsageError(f"backend {backend} has no target {target!r}; expected one of {', '.join(ENGINES)}")
+    return target or "x86"
+
+
+def about(name: str, engine: str, modes: frozenset[str], captures: frozenset[str], lacks: frozenset[str]) -> About:
+    """What a flow of torch's own says of itself; an engine that torch was built without is missing."""
+    try:
+        versions, missing = {"torch": version("torch")}, _absent(engine)
+    except PackageNotFoundError:
+        versions, missing = {}, ("torch",)
+    return About(name, versions, modes, captures, lacks, missing=missing)
+
+
+def _absent(engine: str) -> tuple[str, ...]:
+    import torch
+
+    return () if engine in torch.backends.quantized.supported_engines else (f"torch's engine {engine}",)
+
+
+@contextmanager
+def using(engine: str) -> Iterator[None]:
+    """Have quantized kernels run on an engine; the flows say that they are deprecated whenever they are used."""
+    import torch
+
+    before = torch.backends.quantized.engine
+    torch.backends.quantized.engine = engine
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.backends.quantized.engine = before
