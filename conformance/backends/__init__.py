@@ -23,6 +23,8 @@ BUILTIN: Mapping[str, str] = MappingProxyType(
     {
         "qlib": "conformance.backends.qlib:backend",
         "onnxruntime": "conformance.backends.onnxruntime:backend",
+        "executorch-xnnpack": "conformance.backends.executorch_xnnpack:backend",
+        "litert": "conformance.backends.litert:backend",
         "always-wrong": f"{_MINIATURES}:always_wrong",
         "off-by-one": f"{_MINIATURES}:off_by_one",
         "float-only": f"{_MINIATURES}:float_only",
