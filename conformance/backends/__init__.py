@@ -54,6 +54,8 @@ BUILTIN: Mapping[str, Entry] = MappingProxyType(
         "torchao-pt2e": Entry("conformance.backends.torchao_pt2e:reference"),
         "torchao-x86": Entry("conformance.backends.torchao_pt2e:x86"),
         "torchao-inductor": Entry("conformance.backends.torchao_pt2e:inductor", tier=Tier.SLOW),
+        "executorch-xnnpack": Entry("conformance.backends.executorch_xnnpack:backend"),
+        "litert": Entry("conformance.backends.litert:backend", ("xnnpack", "builtin", "reference")),
         "always-wrong": Entry(f"{_MINIATURES}:always_wrong", tier=Tier.MINIATURE),
         "off-by-one": Entry(f"{_MINIATURES}:off_by_one", tier=Tier.MINIATURE),
         "float-only": Entry(f"{_MINIATURES}:float_only", tier=Tier.MINIATURE),

@@ -274,6 +274,13 @@ def float_model(task: Task) -> Any:
         raise Inexpressible(str(error)) from error
 
 
+def float_operators(task: Task) -> tuple[str, ...]:
+    """The operators of the float module of a task, in order, by canonical name."""
+    from qlib.frontends.capture import capture
+
+    return sequence(capture(task.module, task.inputs, task.capture))
+
+
 def operators_of(model: Any) -> dict[str, int]:
     """How often each operator of the float module occurs in a model that `float_model` wrote."""
     nodes = {node.doc_string for node in model.graph.node if node.doc_string.startswith("aten::")}
