@@ -186,11 +186,11 @@ class FixedObserver(nn.Module):
         return x
 
     def qparams(self) -> QParams:
-        """The scale and the zero point of the QSpec."""
+        """The scale and the zero point of the QSpec, or those of each index along its axis."""
         qmin, qmax = self.spec.range
         scale = torch.tensor(self.spec.scale, dtype=torch.float32)
-        zero_point = torch.tensor(self.spec.zero_point or 0, dtype=torch.int32)
-        return QParams(scale, zero_point, qmin, qmax, self.spec.dtype)
+        zero_point = torch.tensor(self.spec.zero_point or 0, dtype=torch.int32).expand(scale.shape).contiguous()
+        return QParams(scale, zero_point, qmin, qmax, self.spec.dtype, self.spec.axis if scale.dim() else None)
 
 
 class RuntimeObserver(nn.Module):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+Number = TypeVar("Number", int, float)
 
 
 class DType(StrEnum):
@@ -74,7 +77,8 @@ class QSpec:
     `group_size` for one per so many elements along the last dimension: of weights by their number, of tensors that are
     quantized at run time by `ROW`, a whole row (each token of a sequence, say).
     `observer` names an entry of `qlib.observers.OBSERVERS`. `scale` and `zero_point` are given for the fixed observer
-    only. Raises ValueError for a range that the dtype can't hold or that is empty, and for contradictory fields.
+    only: a number each, or with an axis one for each index along it; one zero point may stand for all.
+    Raises ValueError for a range that the dtype can't hold or that is empty, and for contradictory fields.
     """
 
     dtype: DType = DType.UINT8
@@ -83,8 +87,8 @@ class QSpec:
     symmetric: bool = False
     axis: int | None = None
     observer: str = "min_max"
-    scale: float | None = None
-    zero_point: int | None = None
+    scale: float | tuple[float, ...] | None = None
+    zero_point: int | tuple[int, ...] | None = None
     group_size: int | None = None
 
     def __post_init__(self) -> None:
@@ -97,10 +101,18 @@ class QSpec:
             )
         if (self.observer == "fixed") != (self.scale is not None):
             raise ValueError("scale is given if and only if the observer is 'fixed'")
-        if self.scale is not None and not 0.0 < self.scale < float("inf"):
-            raise ValueError(f"a scale is a positive finite number, found {self.scale}")
-        if self.zero_point is not None and not qmin <= self.zero_point <= qmax:
-            raise ValueError(f"the zero point {self.zero_point} lies outside [{qmin}, {qmax}]")
+        for scale in _each(self.scale):
+            if not 0.0 < scale < float("inf"):
+                raise ValueError(f"a scale is a positive finite number, found {scale}")
+        for zero_point in _each(self.zero_point):
+            if not qmin <= zero_point <= qmax:
+                raise ValueError(f"the zero point {zero_point} lies outside [{qmin}, {qmax}]")
+        if isinstance(self.scale, tuple) and self.axis is None:
+            raise ValueError("several scales need the axis that they lie along")
+        if isinstance(self.zero_point, tuple) and len(self.zero_point) != len(_each(self.scale)):
+            raise ValueError(
+                f"expected {len(_each(self.scale))} zero points, as many as scales, found {self.zero_point}"
+            )
         if self.group_size is not None and (self.group_size < 0 or self.axis is not None):
             raise ValueError(f"a group size is at least 0 and stands without an axis, found {self.group_size}")
         if self.group_size is not None and (self.group_size == ROW) != (self.observer == "runtime"):
@@ -121,3 +133,9 @@ class QSpec:
     def range_from(self) -> RangeFrom:
         """Where the range comes from; it follows from the observer."""
         return {"runtime": RangeFrom.RUNTIME, "fixed": RangeFrom.FIXED}.get(self.observer, RangeFrom.CALIBRATION)
+
+
+def _each(value: Number | tuple[Number, ...] | None) -> tuple[Number, ...]:
+    if value is None:
+        return ()
+    return value if isinstance(value, tuple) else (value,)

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from torch import fx
 
 from qlib.errors import QConfigError
+from qlib.given import NOTHING, Given, by_group, describe, sources
 from qlib.graph import op_name
 from qlib.groups import Groups
 from qlib.ops import BY_HEAD, Family, Op, When
@@ -56,8 +57,10 @@ class _Found:
     """What was found so far: operators, what is quantized and how, which values share their parameters.
 
     `crossed` are the values that came quantized into a graph or out of one; `outside` has the operand that a
-    placeholder stands for, for all but the values that a loop carries.
+    placeholder stands for, for all but the values that a loop carries. `given` is what is known beforehand.
     """
+
+    given: Mapping[fx.Node, Given]
 
     matches: list[Match] = field(default_factory=list)
     produced: dict[fx.Node, QSpec] = field(default_factory=dict)
@@ -69,6 +72,7 @@ class _Found:
     def copy(self) -> _Found:
         """The same, to be changed on its own."""
         return _Found(
+            self.given,
             list(self.matches),
             dict(self.produced),
             self.groups.copy(),
@@ -84,18 +88,21 @@ class _Found:
         self.crossed.append(arrived)
 
 
-def annotate(model: fx.GraphModule, mapping: QConfigMapping) -> Annotation:
+def annotate(model: fx.GraphModule, mapping: QConfigMapping, given: Mapping[fx.Node, Given] = NOTHING) -> Annotation:
     """Decide which operators run on integers and how each tensor between them is quantized.
 
     The decision follows the flow of values, not the order of the nodes. A tensor that an integer operator makes has
     that operator's description; a float tensor that such an operator needs is quantized for it, once for each
     description asked for. Branches and loops are part of the flow: what they yield is quantized where all that may
-    be yielded is quantized alike.
+    be yielded is quantized alike. Inputs and constants with `given` parameters are quantized from the start, and all
+    that shares its parameters with a tensor has those that are given for it. Raises QConfigError for what can't be so.
     """
     qconfigs = {node: _qconfig(node, mapping) for part in all_models(model) for node in part.graph.nodes}
-    found = _Found()
+    found = _Found(given, produced=sources(given))
     _find_operators(model, qconfigs, found)
-    placements = [
+    settled = _settle(found)
+    placements = _given_placements(found)
+    placements += [
         Placement(
             match.tail,
             found.produced[match.tail],
@@ -113,12 +120,14 @@ def annotate(model: fx.GraphModule, mapping: QConfigMapping) -> Annotation:
     for match in found.matches:
         spec = _input_spec(match.op, qconfigs[match.head])
         for value in dict.fromkeys(match.operands):
-            if spec is not None and not _agree(found.produced.get(value), spec):
+            if spec is None or found.groups.find(value) in settled:
+                continue
+            if not _agree(found.produced.get(value), spec):
                 wanted.setdefault((_names_of(value, spec, found)[-1], spec), []).append((value, match.head))
     for (_, spec), uses in wanted.items():
         place = _innermost([_names_of(value, spec, found) for value, _ in uses])
         placements.append(Placement(place, spec, tuple(user for _, user in uses), None))
-    weights = [place for match in found.matches for place in _weights(match, qconfigs[match.head])]
+    weights = [place for match in found.matches for place in _weights(match, qconfigs[match.head], given)]
     modules = {(str(n.meta.get("module_path", "")), str(n.meta.get("module_type", ""))) for n in qconfigs}
     unused = mapping.unused(modules)
     return Annotation(tuple(found.matches), tuple(placements), tuple(weights), unused, refused=found.refused)
@@ -140,12 +149,50 @@ def _innermost(names: list[list[fx.Node]]) -> fx.Node:
     return next(name for name in names[0] if all(name in others for others in names))
 
 
-def _weights(match: Match, qconfig: QConfig | None) -> list[Placement]:
+def _weights(match: Match, qconfig: QConfig | None, given: Mapping[fx.Node, Given]) -> list[Placement]:
     if qconfig is None or qconfig.weight is None:
         return []
     spec = qconfig.weight
     spec = spec if spec.axis is None else replace(spec, axis=match.weight_axis)
-    return [Placement(value, spec, (match.head,), None) for value in match.weights]
+    return [
+        Placement(value, _weight_spec(match, given[value]) if value in given else spec, (match.head,), None)
+        for value in match.weights
+    ]
+
+
+def _weight_spec(match: Match, given: Given) -> QSpec:
+    """The given parameters of a weight; sums of integers have one scale for each channel of the result."""
+    spec = given.spec
+    if spec is None or (isinstance(spec.scale, tuple) and spec.axis != match.weight_axis):
+        axis = "" if match.weight_axis is None else f", or one per channel along axis {match.weight_axis},"
+        found = "a float" if spec is None else f"some along axis {spec.axis}"
+        raise QConfigError(f"expected one scale{axis} for {given.name!r}, the weight of {match.op.name}, found {found}")
+    return spec
+
+
+def _settle(found: _Found) -> dict[fx.Node, QSpec]:
+    """Have all that shares its parameters with a given tensor use these; returns them by the group's leader."""
+    for node, stated in found.given.items():
+        if stated.spec is not None and node not in found.produced:
+            reason = f": {found.refused[node]}" if node in found.refused else ""
+            raise QConfigError(
+                f"{stated.name!r} is to be {describe(stated.spec)}, but {op_name(node) or node} that makes it, "
+                f"at {node.meta.get('source') or 'an unknown line'}, stays in float{reason}"
+            )
+    settled = by_group(found.given, found.groups)
+    for node in found.produced:
+        found.produced[node] = settled.get(found.groups.find(node), found.produced[node])
+    return settled
+
+
+def _given_placements(found: _Found) -> list[Placement]:
+    """Where the given inputs and constants are quantized; weights are placed with the operators that take them."""
+    weights = {value for match in found.matches for value in match.weights}
+    return [
+        Placement(node, spec, None, found.groups.find(node))
+        for node, spec in sources(found.given).items()
+        if node not in weights
+    ]
 
 
 def _qconfig(node: fx.Node, mapping: QConfigMapping) -> QConfig | None:
@@ -156,7 +203,9 @@ def _find_operators(model: fx.GraphModule, qconfigs: Mapping[fx.Node, QConfig | 
     taken: set[fx.Node] = set()
 
     def accept(match: Match) -> bool:
-        reason = _refusal(match, qconfigs, found.produced)
+        stated = found.given.get(match.tail)
+        as_float = stated is not None and stated.spec is None
+        reason = "its result is to be a float" if as_float else _refusal(match, qconfigs, found.produced)
         if reason and (match.head not in found.refused or found.refused[match.head] in _MISSING.values()):
             found.refused[match.head] = reason  # that another row is for another time says least
         return not reason
@@ -173,7 +222,7 @@ def _find_operators(model: fx.GraphModule, qconfigs: Mapping[fx.Node, QConfig | 
             continue
         found.matches.append(match)
         taken.update(match.nodes)
-        result = _result_spec(match, qconfigs[node], found.produced)
+        result = _result_spec(match, qconfigs[node], found)
         if result is not None:
             found.produced[match.tail] = result
             if match.op.family is Family.SHARED:
@@ -312,12 +361,14 @@ def when_of(activation: QSpec | None) -> When:
     return When.PER_TOKEN if activation.group_size == ROW else When.DYNAMIC
 
 
-def _result_spec(match: Match, qconfig: QConfig | None, produced: Mapping[fx.Node, QSpec]) -> QSpec | None:
+def _result_spec(match: Match, qconfig: QConfig | None, found: _Found) -> QSpec | None:
     """How the results are quantized, None where they stay in float."""
     if match.op.family is Family.SHARED:
-        return produced[match.operands[0]]
+        return found.produced[match.operands[0]]
+    if match.tail in found.given:
+        return found.given[match.tail].spec
     if match.op.interval is not None:
-        return fixed_spec(produced[match.operands[0]], match.op.interval)
+        return fixed_spec(found.produced[match.operands[0]], match.op.interval)
     return qconfig.result if qconfig is not None else None
 
 

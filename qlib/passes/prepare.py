@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import chain, count
+from types import MappingProxyType
 
 import torch
 from torch import fx, nn
 
 from qlib.errors import QConfigError
 from qlib.fake_quantize import fake_quantize_for, follower_of
+from qlib.given import find_given
 from qlib.graph import copy_of, own_state
 from qlib.leftovers import leftovers
 from qlib.observers import observer_for
@@ -23,24 +25,38 @@ from qlib.qparams import QSpec
 from qlib.regions import add_operand, all_models, inner_model, region_in, regions_in
 
 Watch = Callable[[QSpec], nn.Module]
+GivenByName = Mapping[str, QSpec | None]
+
+_NONE: GivenByName = MappingProxyType({})
 
 
-def prepare(model: fx.GraphModule, qconfig: QConfigMapping | QConfig | str | None = "default") -> fx.GraphModule:
+def prepare(
+    model: fx.GraphModule,
+    qconfig: QConfigMapping | QConfig | str | None = "default",
+    given: GivenByName = _NONE,
+) -> fx.GraphModule:
     """Return a copy of a captured graph with batch norms folded and one observer at each tensor that will be quantized.
 
     `qconfig` is a preset's name, a QConfig for the whole model, or a QConfigMapping. Run the result on calibration
     data and hand it to `convert`. ``result.meta["unused_rules"]`` lists the QConfig rules that no module falls under,
     ``result.meta["left_in_float"]`` the operators that stay in float, each a `Leftover` with the reason.
-    Raises QConfigError for a rule whose path the captured module does not have, and for tensors that are not float32.
+
+    `given` names tensors whose parameters are known: inputs by the names of the arguments, constants by their paths,
+    outputs as ``output_0`` and so on. Each has a QSpec with the observer "fixed" (for weights perhaps a scale for each
+    channel), or None to stay in float. These are used exactly, and by all that shares its parameters with such a
+    tensor; inputs and constants that are named are quantized even where the operators that take them would not ask.
+
+    Raises QConfigError for a rule whose path the captured module does not have, for tensors that are not float32, and
+    for given parameters that no kernel can keep to: two tensors that share theirs, an output of a float operator.
     """
-    return observe(copy_of(model), as_mapping(qconfig))
+    return observe(copy_of(model), as_mapping(qconfig), given)
 
 
-def observe(model: fx.GraphModule, mapping: QConfigMapping) -> fx.GraphModule:
+def observe(model: fx.GraphModule, mapping: QConfigMapping, given: GivenByName = _NONE) -> fx.GraphModule:
     """Do to `model` itself what `prepare` does to a copy; returns `model`."""
     check_paths(mapping, model.meta.get("modules", mapping.modules))
     fold_batch_norm(model)
-    _annotate_and_place(model, mapping, observer_for)
+    _place(model, annotate(model, mapping, find_given(model.graph, given)), observer_for)
     model.recompile()
     return model
 
@@ -62,20 +78,19 @@ def observe_trained(model: fx.GraphModule, mapping: QConfigMapping) -> fx.GraphM
     check_paths(mapping, model.meta.get("modules", mapping.modules))
     own_state(model)
     aside = set_aside(model)
-    annotation = _annotate_and_place(model, mapping, fake_quantize_for)
+    annotation = annotate(model, mapping)
+    _place(model, annotation, fake_quantize_for)
     simulate(model, annotation, aside)
     return model.train()
 
 
-def _annotate_and_place(model: fx.GraphModule, mapping: QConfigMapping, watch: Watch) -> Annotation:
-    annotation = annotate(model, mapping)
+def _place(model: fx.GraphModule, annotation: Annotation, watch: Watch) -> None:
     check_types(annotation)
     taken = {node for match in annotation.matches for node in match.nodes}
     left = [leftovers(part.graph, taken, annotation.refused) for part in all_models(model)]
     model.meta["left_in_float"] = tuple(chain.from_iterable(left))
     place_observers(model, annotation, watch)
     model.meta["unused_rules"] = annotation.unused_rules
-    return annotation
 
 
 def check_paths(mapping: QConfigMapping, known: Iterable[str]) -> None:
