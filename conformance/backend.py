@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from conformance.compare import Rounding
-    from conformance.spec import QConfigModel
+    from conformance.spec import QConfigModel, TensorQParams
 
 Stage = Callable[[str], AbstractContextManager[None]]
 
@@ -64,7 +64,9 @@ class Task:
     """What a backend is asked to quantize.
 
     `module` is a float module in evaluation mode and the backend's own to change. `inputs` are one example call's
-    tensors, `calibration` further calls'. `qconfig` is None for the mode's default.
+    tensors, `calibration` further calls'. `qconfig` is None for the mode's default. `qparams` are not empty where a
+    quantized graph is given in which the parameters of inputs, constants and results are known, by name as
+    `conformance.case.Case` has them: module and inputs hold floats that are exactly what the integers mean.
     """
 
     module: nn.Module
@@ -73,6 +75,7 @@ class Task:
     mode: str
     capture: str
     qconfig: QConfigModel | None = None
+    qparams: Mapping[str, TensorQParams | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,18 @@ from pathlib import PurePath
 from conformance.errors import UsageError, nearest
 from conformance.load import LoadedSpec, SpecFile, Variant
 from conformance.source import ModuleSource
-from conformance.spec import Calibration, Capture, Draw, Mode, ModeExpect, QConfigModel, TensorSpec, narrow
+from conformance.spec import (
+    Calibration,
+    Capture,
+    Draw,
+    Mode,
+    ModeExpect,
+    QConfigModel,
+    TensorQParams,
+    TensorSpec,
+    flows,
+    narrow,
+)
 
 
 @dataclass(frozen=True)
@@ -19,7 +30,8 @@ class Case:
 
     `parameters` are the matrix's values as short texts, in the matrix's order. `qconfig` is None for the mode's own,
     `timeout` in seconds, `seed` the same for all modes and captures of a spec. `path`, `line` and `yaml` say where the
-    spec stands and how it reads.
+    spec stands and how it reads. `qparams` are those of a graph that is written out, by the names of inputs and
+    constants and as `output_0` and so on, None for a result in float; inputs and weights are drawn as such integers.
     """
 
     suite: str
@@ -31,6 +43,7 @@ class Case:
     module: ModuleSource
     inputs: Mapping[str, TensorSpec]
     weights: Mapping[str, Draw]
+    qparams: Mapping[str, TensorQParams | None]
     calibration: Calibration
     qconfig: QConfigModel | None
     expect: ModeExpect
@@ -60,13 +73,15 @@ def item_name(case: Case, backend: str) -> str:
 
 
 def expand(spec_file: SpecFile) -> tuple[Case, ...]:
-    """Return a file's cases: specs in the file's order, then matrix combinations, modes, captures."""
+    """Return a file's cases: specs in the file's order, then matrix combinations, modes, captures.
+
+    In the mode numerics a quantized graph is given, so that there is one case and not one for each capture.
+    """
     return tuple(
-        _case(spec_file, loaded, variant, (mode, capture))
+        _case(spec_file, loaded, variant, flow)
         for loaded in spec_file.cases
         for variant in loaded.variants
-        for mode in variant.spec.modes
-        for capture in variant.spec.capture
+        for flow in flows(variant.spec)
     )
 
 
@@ -82,6 +97,7 @@ def _case(spec_file: SpecFile, loaded: LoadedSpec, variant: Variant, flow: tuple
         module=variant.module,
         inputs=spec.inputs,
         weights=spec.parameters,
+        qparams=variant.qparams,
         calibration=spec.calibration,
         qconfig=spec.qconfig,
         expect=narrow(spec.expect, mode),

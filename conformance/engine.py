@@ -132,7 +132,7 @@ def task_of(case: Case, allow_python: bool = False) -> Task:
     module, inputs = build(case, allow_python), inputs_of(case)
     # The calibration's tensors are their own: a module that changes its inputs does so during calibration too.
     batches = calibration_of(case, fresh(inputs))
-    return Task(module, inputs, batches, str(case.mode), str(case.capture), case.qconfig)
+    return Task(module, inputs, batches, str(case.mode), str(case.capture), case.qconfig, case.qparams)
 
 
 def _run(case: Case, backend: Backend, name: str, stages: Stages, allow_python: bool) -> Trial:

@@ -21,7 +21,7 @@ from pydantic import (
 from pydantic_core import CoreSchema
 
 from conformance.frozenmap import FrozenMap
-from conformance.tensorspec import KEY, Dtype, Integer, Number, misplaced
+from conformance.tensorspec import KEY, Dtype, Integer, Number, WrittenAlone, listed, misplaced
 from conformance.vocabulary import Mode, Vocabulary, resolve_operator
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
@@ -93,15 +93,6 @@ class _WrittenPerMode:
         return {"anyOf": [each, {"type": "object", "properties": modes, "additionalProperties": False}]}
 
 
-@dataclass(frozen=True)
-class _WrittenAlone:
-    """Tells the JSON Schema that a list of one may be written without its brackets."""
-
-    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        several = handler(core)
-        return {"anyOf": [several["items"], several]}
-
-
 def _per_mode(written: Any) -> Any:
     """`{static: a, dynamic: b}` as it is, anything else for every mode alike."""
     if isinstance(written, dict) and written.keys() & set(Mode):
@@ -128,10 +119,6 @@ def _quanta(written: object) -> float | None:
     return float(found[1])
 
 
-def _listed(written: Any) -> Any:
-    return [written] if isinstance(written, dict) else written
-
-
 PerMode = Annotated[Mapping[Mode, T], BeforeValidator(_per_mode), AfterValidator(FrozenMap), _WrittenPerMode()]
 Ops = Annotated[
     Mapping[Operator, Annotated[Integer, Field(ge=0)]], BeforeValidator(_each_operator_once), AfterValidator(FrozenMap)
@@ -141,7 +128,7 @@ Quanta = Annotated[
     BeforeValidator(_quanta),
     WithJsonSchema({"type": "string", "pattern": rf"^({_QUANTA.pattern}|none)$"}),
 ]
-OutputList = Annotated[tuple[Output, ...], BeforeValidator(_listed), Field(min_length=1), _WrittenAlone()]
+OutputList = Annotated[tuple[Output, ...], BeforeValidator(listed), Field(min_length=1), WrittenAlone()]
 
 
 @dataclass(frozen=True)

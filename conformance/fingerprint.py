@@ -24,6 +24,7 @@ def fingerprint(case: Case) -> str:
     Keys that were left out and have no default count for nothing, so that a new one changes no older case.
     """
     asked = {name: _plain(getattr(case, name)) for name in ASKED}
+    asked |= _filled({"qparams": case.qparams})
     # Inputs are given by position, so that their order counts.
     asked["inputs"] = [[name, _plain(each)] for name, each in case.inputs.items()]
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:DIGITS]

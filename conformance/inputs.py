@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from conformance.case import Case
-from conformance.tensorspec import Distribution, Draw, TensorSpec
+from conformance.tensorspec import Distribution, Draw, TensorQParams, TensorSpec
 
 Shape = tuple[int, ...]
 
@@ -22,22 +22,36 @@ def generator(seed: int, purpose: str) -> torch.Generator:
 
 def inputs_of(case: Case) -> tuple[Tensor, ...]:
     """The tensors of the call that is judged, in the order of the spec."""
-    return _batch(case.inputs, case.seed, "inputs")
+    return _batch(case, case.inputs, "inputs")
 
 
 def calibration_of(case: Case, inputs: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], ...]:
     """The calibration batches: the judged inputs and further draws, or draws of their own if the spec says so."""
     own = case.calibration.inputs
     specs = {**case.inputs, **own}
-    drawn = [_batch(specs, case.seed, f"calibration {n}") for n in range(case.calibration.batches)]
+    drawn = [_batch(case, specs, f"calibration {n}") for n in range(case.calibration.batches)]
     return tuple(drawn) if own else (inputs, *drawn[1:])
 
 
-def _batch(specs: Mapping[str, TensorSpec], seed: int, purpose: str) -> tuple[Tensor, ...]:
-    return tuple(
-        draw(spec, spec.shape, getattr(torch, spec.dtype), generator(seed, f"{purpose} {name}"))
+def _batch(case: Case, specs: Mapping[str, TensorSpec], purpose: str) -> tuple[Tensor, ...]:
+    drawn = {
+        name: draw(spec, spec.shape, getattr(torch, spec.dtype), generator(case.seed, f"{purpose} {name}"))
         for name, spec in specs.items()
-    )
+    }
+    return tuple(real(x, params) if (params := case.qparams.get(name)) else x for name, x in drawn.items())
+
+
+def real(stored: Tensor, params: TensorQParams) -> Tensor:
+    """What integers mean: ``scale * (stored - zero_point)``, rounded once to float32; same shape.
+
+    Quantizing the result by the same parameters gives the integers back.
+    """
+    shape = [1] * stored.dim()
+    if params.axis is not None:
+        shape[params.axis] = -1
+    scale = torch.tensor(params.scale, dtype=torch.float64).reshape(shape)
+    zero_point = torch.tensor(params.zero_point, dtype=torch.float64).reshape(shape)
+    return ((stored.double() - zero_point) * scale).float()
 
 
 def draw(spec: Draw | TensorSpec, shape: Shape, dtype: torch.dtype, source: torch.Generator) -> Tensor:

@@ -4,33 +4,40 @@ from __future__ import annotations
 
 import os
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from conformance.errors import Mistake, SpecError, UsageError, nearest
 from conformance.frozenmap import FrozenMap
+from conformance.graphspec import desugar, parse_compute
 from conformance.matrix import Combination, Filling, combinations, fill, short_text
 from conformance.phrase import mistakes_of
 from conformance.source import ModuleSource, parse_module
-from conformance.spec import DEFAULT_KEYS, IDENTIFIER, MAX_CASES, Spec
+from conformance.spec import DEFAULT_KEYS, IDENTIFIER, MAX_CASES, OF_MODULES, Spec, TensorQParams, flows
 from conformance.vocabulary import Vocabulary
 from conformance.yamltree import ENOUGH, Fields, Items, Node, Plain, Scalar, Source, kind, mistake_at, parse, plain
 
 SUFFIX = ".qspec.yaml"
 MAX_BYTES = 2**20
 
+P = TypeVar("P")
+
 
 @dataclass(frozen=True)
 class Variant:
-    """One combination of a spec's matrix: its values as short texts, and the spec with them put in."""
+    """One combination of a spec's matrix: its values as short texts, and the spec with them put in.
+
+    `qparams` are those of a graph that is written out, by the names of its tensors.
+    """
 
     parameters: Mapping[str, str]
     spec: Spec
     module: ModuleSource
+    qparams: Mapping[str, TensorQParams | None]
 
 
 @dataclass(frozen=True)
@@ -136,7 +143,8 @@ def _entries(root: Fields, mistakes: list[Mistake]) -> list[tuple[Fields, Fields
             if name.value in ids:
                 mistakes.append(mistake_at(name, f"the id {name.text!r} is used twice in this file: choose another"))
             ids.add(name.value)
-        under = tuple((key, value) for key, value in shared if key.text in DEFAULT_KEYS and not case.key(key.text))
+        taken = {key.text for key, _ in case.entries} | set(OF_MODULES if case.key("graph") else ())
+        under = tuple((key, value) for key, value in shared if key.text in DEFAULT_KEYS and key.text not in taken)
         entries.append((case, replace(case, entries=(*case.entries, *under))))
     return entries
 
@@ -159,7 +167,7 @@ def _case(entry: tuple[Fields, Fields], vocabulary: Vocabulary, mistakes: list[M
             variants.extend(_variant(filled, values, vocabulary, mistakes))
     if isinstance(matrix, Fields) and len(mistakes) - known < ENOUGH and combos:
         mistakes.extend(_unused(matrix, used))
-    count = sum(len(variant.spec.modes) * len(variant.spec.capture) for variant in variants)
+    count = sum(len(flows(variant.spec)) for variant in variants)
     if count > MAX_CASES:
         mistakes.append(
             mistake_at(matrix or tree, f"expected at most {MAX_CASES} cases, found {count}: split the spec")
@@ -176,23 +184,37 @@ def _case(entry: tuple[Fields, Fields], vocabulary: Vocabulary, mistakes: list[M
 def _variant(filled: Fields, values: Combination, vocabulary: Vocabulary, mistakes: list[Mistake]) -> Sequence[Variant]:
     """The spec with one combination's values, or nothing and its mistakes."""
     known = len(mistakes)
-    data, written = plain(filled), filled.get("module")
+    data, written, graph = plain(filled), filled.get("module"), filled.get("graph")
     assert isinstance(data, dict)
-    module: ModuleSource | None = None
-    if written is not None:
-        try:
-            module = parse_module(written)
-        except SpecError as error:
-            mistakes.extend(error.mistakes)
+    module = _parsed(parse_module, written, mistakes)
+    compute = _parsed(parse_compute, graph, mistakes)
     try:
         spec = Spec.model_validate({**data, **({"module": module} if written else {})}, context=vocabulary)
     except ValidationError as error:
         mistakes.extend(mistakes_of(error, filled, Spec))
         return ()
-    if module is None or len(mistakes) > known:
+    if len(mistakes) > known:
         return ()
     parameters = FrozenMap({name: short_text(value) for name, value in values.items()})
-    return (Variant(parameters, spec, module),)
+    if module is not None:
+        return (Variant(parameters, spec, module, FrozenMap()),)
+    assert spec.graph is not None and compute is not None and isinstance(graph, Fields)
+    try:
+        made = desugar(spec.graph, compute, graph)
+    except SpecError as error:
+        mistakes.extend(error.mistakes)
+        return ()
+    spec = spec.model_copy(update={"inputs": made.inputs, "parameters": made.weights})
+    return (Variant(parameters, spec, made.module, made.qparams),)
+
+
+def _parsed(parse: Callable[[Node], P], node: Node | None, mistakes: list[Mistake]) -> P | None:
+    """What a part of a spec says, None where nothing is written or with the mistakes in it."""
+    try:
+        return None if node is None else parse(node)
+    except SpecError as error:
+        mistakes.extend(error.mistakes)
+        return None
 
 
 def _unused(matrix: Fields, used: set[str]) -> Iterable[Mistake]:

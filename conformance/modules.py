@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from conformance.case import Case
 from conformance.errors import ConformanceError, nearest
-from conformance.inputs import draw, generator
+from conformance.inputs import draw, generator, real
 from conformance.source import Composite, Factory, Function, Leaf, ModuleSource, Sequence
 from conformance.source_tables import BUILTINS
 
@@ -137,5 +137,8 @@ def _apply_parameters(module: nn.Module, case: Case, source: torch.Generator) ->
                 f"parameters: {pattern!r} names no parameter.{hint} There are: {', '.join(state) or 'none'}"
             )
         for name in names:
+            params = case.qparams.get(name)
+            dtype = getattr(torch, params.dtype) if params is not None else state[name].dtype
+            drawn = draw(spec, tuple(state[name].shape), dtype, source)
             with torch.no_grad():
-                state[name].copy_(draw(spec, tuple(state[name].shape), state[name].dtype, source))
+                state[name].copy_(drawn if params is None else real(drawn, params))

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchem
 from conformance.errors import nearest
 from conformance.expect import Accuracy, Expect, LayerBounds, ModeExpect, Output, narrow
 from conformance.frozenmap import FrozenMap
+from conformance.graphspec import GraphSpec
 from conformance.qconfigspec import QConfigBody, QConfigModel, QSpecModel, StoredDtype
 from conformance.source import Composite, Sequence
 from conformance.tensorspec import (
@@ -20,6 +21,7 @@ from conformance.tensorspec import (
     Integer,
     Number,
     Outliers,
+    TensorQParams,
     TensorSpec,
     complete,
     misplaced,
@@ -28,11 +30,14 @@ from conformance.vocabulary import Capture, Mode
 
 __all__ = [
     "DEFAULT_KEYS", "IDENTIFIER", "MAX_CASES", "Accuracy", "Calibration", "Capture", "Distribution", "Draw",
-    "Dtype", "Expect", "LayerBounds", "Mode", "ModeExpect", "Outliers", "Output", "QConfigBody", "QConfigModel",
-    "QSpecModel", "Spec", "StoredDtype", "TensorSpec", "json_schema", "narrow",
+    "Dtype", "Expect", "GraphSpec", "LayerBounds", "Mode", "ModeExpect", "Outliers", "Output", "QConfigBody",
+    "QConfigModel", "QSpecModel", "Spec", "StoredDtype", "TensorQParams", "TensorSpec", "flows", "json_schema",
+    "narrow",
 ]  # fmt: skip
 
 DEFAULT_KEYS = ("modes", "capture", "calibration", "qconfig", "inputs", "expect", "timeout")
+# What a graph says by itself.
+OF_MODULES = ("module", "inputs", "parameters", "calibration", "qconfig")
 MAX_CASES = 4096
 IDENTIFIER = r"^[a-z0-9_]+$"
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
@@ -69,7 +74,10 @@ _MODULE: dict[str, Any] = {
 
 
 class Spec(BaseModel):
-    """One spec with its matrix's values put in; `module` is a `conformance.source.ModuleSource`."""
+    """One spec with its matrix's values put in; `module` is a `conformance.source.ModuleSource`.
+
+    One with a `graph` has neither module nor inputs until these are made of it.
+    """
 
     model_config = _FROZEN
 
@@ -77,8 +85,11 @@ class Spec(BaseModel):
     why: str = Field(min_length=1, description="What would be broken if this failed, in a sentence.")
     module: Annotated[Any, WithJsonSchema({})]
     inputs: Annotated[Mapping[str, TensorSpec], AfterValidator(FrozenMap)] = Field(
-        min_length=1, max_length=16, description="Argument of `forward` to tensor, in positional order."
+        max_length=16,
+        description="Argument of `forward` to tensor, in positional order.",
+        json_schema_extra={"minProperties": 1},
     )
+    graph: GraphSpec | None = Field(None, description="A quantized graph, for all of module, inputs and qconfig.")
     parameters: Annotated[Mapping[str, Draw], AfterValidator(FrozenMap)] = Field(
         default_factory=FrozenMap,
         description="Dotted path of a parameter or buffer, or a pattern such as '*.bias', to how it is drawn.",
@@ -97,15 +108,35 @@ class Spec(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, written: Any) -> Any:
-        return _with_calibration(written) if isinstance(written, dict) else written
+        if not isinstance(written, dict):
+            return written
+        return _with_calibration(written) if written.get("graph") is None else _of_graph(written)
 
     @model_validator(mode="after")
     def _inputs_fit(self) -> Spec:
+        if self.graph is not None and self.modes != (Mode.NUMERICS,):
+            raise misplaced("a graph is given to be run as it is: expected modes [numerics]", "modes")
+        if self.graph is None and not self.inputs:
+            raise misplaced("expected at least 1 in all, found 0", "inputs")
         if isinstance(self.module, Composite):
             _check_arguments(tuple(self.inputs), self.module)
         for path in self.qconfig.modules if self.qconfig is not None else ():
             _check_path(path, self.module)
         return self
+
+
+def _of_graph(written: dict[str, Any]) -> dict[str, Any]:
+    """The spec with what is made of its graph left empty."""
+    for key in OF_MODULES:
+        if key in written:
+            raise misplaced(f"a spec has `graph` or `module` with its keys: remove {key!r}", key, KEY)
+    return {"modes": [Mode.NUMERICS], "capture": [Capture.EXPORT], "module": None, "inputs": {}, **written}
+
+
+def flows(spec: Spec) -> tuple[tuple[Mode, Capture], ...]:
+    """Each mode and capture that a spec is a case in; where a graph is given the way of capture is no question."""
+    captures = {mode: spec.capture[:1] if mode is Mode.NUMERICS else spec.capture for mode in spec.modes}
+    return tuple((mode, capture) for mode in spec.modes for capture in captures[mode])
 
 
 def _with_calibration(written: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from qlib.qparams import DType, QSpec
 if TYPE_CHECKING:
     from torch import Tensor, fx, nn
 
-    from conformance.spec import QConfigBody, QConfigModel, QSpecModel
+    from conformance.spec import QConfigBody, QConfigModel, QSpecModel, TensorQParams
     from qlib.quantize import Quantized as AllForms
 
 MODES = frozenset({"static", "dynamic", "qat", "numerics"})
@@ -131,7 +131,8 @@ def quantize_as(
     with stage("prepare"):
         flow = qlib.MODES[_FLOWS.get(task.mode, task.mode)]
         mapping = mapping_for(_FLOWS.get(task.mode, task.mode), "default" if qconfig is None else qconfig)
-        prepared = flow.prepare(captured, mapping)
+        given = given_of(task.qparams)
+        prepared = qlib.prepare(captured, mapping, given) if given else flow.prepare(captured, mapping)
     with stage("calibrate"):
         flow.fit(captured, prepared, task.calibration)
     with stage("convert"):
@@ -346,6 +347,19 @@ def canonical(name: str) -> str:
         return resolve_operator(plain, vocabulary())
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def given_of(qparams: Mapping[str, TensorQParams | None]) -> dict[str, QSpec | None]:
+    """The parameters of a graph that is written out, as the library takes them; those of biases follow there too."""
+    named = {name: params for name, params in qparams.items() if params is None or params.dtype != "int32"}
+    return {name: None if params is None else _fixed(params) for name, params in named.items()}
+
+
+def _fixed(params: TensorQParams) -> QSpec:
+    dtype = DType(params.dtype)
+    if params.axis is not None:
+        return QSpec(dtype, observer="fixed", scale=params.scale, zero_point=params.zero_point, axis=params.axis)
+    return QSpec(dtype, observer="fixed", scale=params.scale[0], zero_point=params.zero_point[0])
 
 
 def mapping_of(qconfig: QConfigModel | None) -> QConfigMapping:
