@@ -35,6 +35,13 @@ CAPTURES = click.option(
     help="Only this capture; repeatable.",
 )
 TEXT = click.option("-k", "text", default="", metavar="TEXT", help="Only cases whose id contains TEXT.")
+PYTHONS = click.option(
+    "--python",
+    "pythons",
+    multiple=True,
+    metavar="NAME=PATH",
+    help="Run the backend NAME under this interpreter, of another environment; repeatable.",
+)
 PYTHON = click.option(
     "--allow-python", is_flag=True, help="Let specs import modules by 'python: package.module:factory'."
 )
@@ -98,7 +105,11 @@ def cli() -> None:
 @TEXT
 @click.option("-n", "workers", default=1, show_default=True, type=click.IntRange(1), help="How many worker processes.")
 @click.option(
-    "--timeout", "seconds", default=60.0, show_default=True, help="Deadline of a case in a worker, in seconds."
+    "--timeout",
+    "seconds",
+    default=60.0,
+    show_default=True,
+    help="Deadline of a case in a worker, in seconds; its steps have shares of it.",
 )
 @click.option(
     "-o",
@@ -117,6 +128,7 @@ def cli() -> None:
     help="Run what this results file of the same command still lacks, and append to it.",
 )
 @PYTHON
+@PYTHONS
 def run(  # noqa: PLR0913, PLR0917  (one parameter for each option)
     specs: tuple[Path, ...],
     backends: tuple[str, ...],
@@ -129,6 +141,7 @@ def run(  # noqa: PLR0913, PLR0917  (one parameter for each option)
     shard: str | None,
     resumed: Path | None,
     allow_python: bool,
+    pythons: tuple[str, ...],
 ) -> int:
     """Run specs and write the results and reports.
 
@@ -136,15 +149,18 @@ def run(  # noqa: PLR0913, PLR0917  (one parameter for each option)
     or killed goes on with the same command and --resume; its reports are written beside its results.
     """
     from conformance.backends import named
+    from conformance.interpreters import interpreters
+    from conformance.pool import Terms
     from conformance.run import Plan, execute, resume
     from conformance.shard import parse_shard
 
+    elsewhere = interpreters(pythons, backends)
     plan = Plan(
         cases=cases_of(specs, modes, captures, text),
-        backends=named(backends),
+        backends=named(backends, elsewhere),
         workers=workers,
         seconds=seconds,
-        options=("--allow-python",) if allow_python else (),
+        terms=Terms(("--allow-python",) if allow_python else (), elsewhere),
         command=shlex.join(["conformance", *sys.argv[1:]]),
         shard=parse_shard(shard) if shard else None,
     )
@@ -159,6 +175,7 @@ def _run(plan: Plan, act: Callable[..., list[Record]], results: Path, again: str
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from conformance.known_file import known_for
+    from conformance.pool import HELLO
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console()
@@ -179,6 +196,8 @@ def _run(plan: Plan, act: Callable[..., list[Record]], results: Path, again: str
         return _interrupted(recorded, results, again, console)
     written = _write_reports(results, results.parent, console)
     console.print(f"written: {', '.join(map(str, [results, *written]))}", soft_wrap=True)
+    if unopened := {record.backend: record.error for record in recorded if record.stage == HELLO}:
+        raise EnvironmentTrouble("\n".join(map(str, unopened.values())))
     return FAILED if any(record.failed for record in recorded) else OK
 
 

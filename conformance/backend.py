@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from conformance.record import Declared
 
@@ -17,13 +16,6 @@ if TYPE_CHECKING:
     from conformance.spec import QConfigModel, TensorQParams
 
 Stage = Callable[[str], AbstractContextManager[None]]
-
-
-class Process(StrEnum):
-    """Where a backend's cases run: in the caller's process, or in one of their own that may die or hang."""
-
-    SHARED = "shared"
-    OWN = "own"
 
 
 @dataclass(frozen=True)
@@ -42,9 +34,31 @@ class About:
     modes: frozenset[str]
     captures: frozenset[str]
     lacks: frozenset[str] = frozenset()
-    process: Process = Process.OWN
     missing: tuple[str, ...] = ()
     properties: Mapping[str, str] = field(default_factory=dict)
+
+
+def about_of(hello: Mapping[str, Any]) -> About:
+    """What a backend says of itself, from a worker's hello. Raises ValueError for what is none."""
+    listed = {key: hello.get(key, []) for key in ("modes", "captures", "lacks", "missing")}
+    tables = {key: hello.get(key, {}) for key in ("versions", "properties")}
+    wrong = [key for key, value in listed.items() if not isinstance(value, list) or not _texts(value)]
+    wrong += [k for k, v in tables.items() if not isinstance(v, dict) or not _texts([*v, *v.values()])]
+    if wrong or not isinstance(hello.get("name"), str):
+        found = str(dict(hello))[:200]
+        raise ValueError(f"expected a hello with texts as {', '.join(wrong) or 'name'}, found {found}")
+    return About(
+        name=hello["name"],
+        modes=frozenset(listed["modes"]),
+        captures=frozenset(listed["captures"]),
+        lacks=frozenset(listed["lacks"]),
+        missing=tuple(listed["missing"]),
+        **tables,
+    )
+
+
+def _texts(values: Sequence[object]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def declared(about: About) -> Declared:

@@ -30,10 +30,20 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 
 def structure(evidence: Evidence, expect: ModeExpect) -> Finding | None:
-    """As many outputs as the float model has, each of the same shape."""
-    want = [tuple(x.shape) for x in evidence.float_outputs]
-    got = [tuple(x.shape) for x in evidence.outputs]
-    return _finding("structure", want == got, f"shapes {want}", f"shapes {got}")
+    """As many outputs as the float model has, each of the same shape and type, and a step told of each or of none."""
+    want, got = _forms(evidence.float_outputs), _forms(evidence.outputs)
+    steps = len(evidence.quanta)
+    if want == got and steps != len(got):
+        return _finding("structure", False, f"steps of {len(got)} outputs", f"steps of {steps}")
+    return _finding("structure", want == got, f"outputs {_listed(want)}", f"outputs {_listed(got)}")
+
+
+def _forms(outputs: Sequence[torch.Tensor]) -> list[str]:
+    return [f"{str(x.dtype).removeprefix('torch.')}{list(x.shape)}" for x in outputs]
+
+
+def _listed(forms: Sequence[str]) -> str:
+    return ", ".join(forms) or "none"
 
 
 def repeatable(evidence: Evidence, expect: ModeExpect) -> Finding | None:

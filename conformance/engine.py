@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from conformance.backend import About, Backend, Quantized, Task
+from conformance.bounds import bounded
 from conformance.case import Case
 from conformance.checks import judge, measure, verdict
 from conformance.compare import Rounding
@@ -31,12 +33,18 @@ from conformance.vocabulary import Mode
 # Steps that the harness makes; an exception in any other one is the backend's.
 OURS = frozenset({"build", "judge"})
 CASE_SECONDS = 60.0
+Announce = Callable[[str], None]
+
+
+def _silent(step: str) -> None:
+    """Tell nobody."""
 
 
 @dataclass
 class Stages:
-    """Seconds spent in each step, and the step that was under way last."""
+    """Seconds spent in each step, and the step that was under way last; `announce` hears of each as it begins."""
 
+    announce: Announce = _silent
     seconds: dict[str, float] = field(default_factory=dict)
     current: str = "build"
 
@@ -44,6 +52,7 @@ class Stages:
     def __call__(self, name: str) -> Iterator[None]:
         """Time a step; where it raises, `current` keeps its name."""
         self.current = name
+        self.announce(name)
         start = time.perf_counter()
         try:
             yield
@@ -68,19 +77,30 @@ class Limits:
     allow_python: bool = False
 
 
-def run_case(case: Case, backend: Backend, name: str, limits: Limits | None = None) -> Trial:
-    """Run `case` on `backend`, called `name` in the record; never raises for what the case or the backend does."""
-    stages, limits = Stages(), limits or Limits()
-    about = backend.about()
-    if (gap := _gap(about, case)) is not None:
-        return Trial(_record(case, name, stages, Verdict.UNSUPPORTED, error=gap))
+def run_case(
+    case: Case, backend: Backend, name: str, limits: Limits | None = None, announce: Announce = _silent
+) -> Trial:
+    """Run `case` on `backend`, called `name` in the record; never raises for what the case or the backend does.
+
+    `announce` is told the name of each step as it begins.
+    """
+    trial = _tried(case, backend, name, Stages(announce), limits or Limits())
+    return replace(trial, record=bounded(trial.record))
+
+
+def _tried(case: Case, backend: Backend, name: str, stages: Stages, limits: Limits) -> Trial:
+    lacks: frozenset[str] = frozenset()
     try:
+        about = backend.about()
+        lacks = about.lacks
+        if (gap := _gap(about, case)) is not None:
+            return Trial(_record(case, name, stages, Verdict.UNSUPPORTED, error=gap))
         with _one_thread(), deadline(limits.seconds and (case.timeout or limits.seconds)):
             return _run(case, backend, name, stages, limits.allow_python)
     except DeadlinePassed as passed:
         return Trial(_record(case, name, stages, Verdict.TIMEOUT, error=str(passed)))
     except Unsupported as refusal:
-        declared = bool(about.lacks & {*case.expect.ops, refusal.feature})
+        declared = bool(lacks & {*case.expect.ops, refusal.feature})
         found = Verdict.UNSUPPORTED if declared else Verdict.WRONG
         text = f"{refusal}" if declared else f"refused without having declared it: {refusal}"
         return Trial(_record(case, name, stages, found, error=text))
@@ -222,4 +242,4 @@ def tensors(result: object) -> tuple[Tensor, ...]:
 
 def count(names: Sequence[str]) -> dict[str, int]:
     """How often each name occurs, sorted by name."""
-    return {name: names.count(name) for name in sorted(set(names))}
+    return dict(sorted(Counter(names).items()))

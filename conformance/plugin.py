@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from conformance.backends import named, open_backend
+from conformance.backends import BUILTIN, named, open_backend
 from conformance.backends.qlib import vocabulary
 from conformance.case import Case, expand, item_name, select
 from conformance.errors import ConformanceError, SpecError, UsageError
 from conformance.fingerprint import fingerprint
+from conformance.interpreters import interpreters
 from conformance.known_file import marked
 from conformance.load import load
 from conformance.record import Record, Verdict
@@ -23,11 +24,12 @@ from conformance.shard import Shard, parse_shard
 from conformance.spec import Mode
 
 if TYPE_CHECKING:
-    from conformance.backend import Backend
-    from conformance.pool import Worker
+    from conformance.pool import Acquaintances, Seat
 
 SUFFIX = ".qspec.yaml"
-_WORKERS = pytest.StashKey[dict[str, "Worker"]]()
+_SEATS = pytest.StashKey[dict[str, "Seat"]]()
+_ACQUAINTANCES = pytest.StashKey["Acquaintances"]()
+_PYTHONS = pytest.StashKey[dict[str, str]]()
 _RECORD = pytest.StashKey[str]()
 _BACKENDS = pytest.StashKey[tuple[str, ...]]()
 _SHARD = pytest.StashKey[Shard | None]()
@@ -42,6 +44,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         metavar="NAME[:TARGET]",
         help="run the specs on this backend; repeatable; `all`: as for `conformance run` (default: qlib)",
+    )
+    group.addoption(
+        "--python",
+        dest="pythons",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="run the backend NAME under this interpreter, of another environment; repeatable",
     )
     group.addoption(
         "--mode",
@@ -75,9 +85,12 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", f"{line}: a conformance case captured in this way")
     config.addinivalue_line("markers", "conformance(suite): a conformance case; the argument is its suite")
     try:
-        config.stash[_BACKENDS] = named(config.getoption("--backend") or ["qlib"])
+        asked = config.getoption("--backend") or ["qlib"]
+        config.stash[_PYTHONS] = elsewhere = interpreters(config.getoption("pythons"), asked)
+        config.stash[_BACKENDS] = named(asked, elsewhere)
         for backend in config.stash[_BACKENDS]:
-            open_backend(backend)
+            if (stem := backend.partition(":")[0]) in BUILTIN and stem not in elsewhere:
+                open_backend(backend)
         config.stash[_SHARD] = parse_shard(text) if (text := config.getoption("--shard")) else None
     except UsageError as error:
         raise pytest.UsageError(str(error)) from error
@@ -88,8 +101,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Stop the worker processes that were started for backends of their own process."""
-    for worker in config.stash.get(_WORKERS, {}).values():
-        worker.stop()
+    for seat in config.stash.get(_SEATS, {}).values():
+        seat.close()
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
@@ -181,7 +194,7 @@ class CaseItem(pytest.Item):
     def runtest(self) -> None:
         """Run the case and raise where the record fails it; unsupported cases skip, known failures xfail strictly."""
         found, graphs = _run(self)
-        record = marked(found, open_backend(self.backend).about().versions)
+        record = marked(found, _versions(self.config, self.backend))
         self.stash[_RECORD] = json.dumps(record.to_json())
         if record.verdict is Verdict.UNSUPPORTED and record.known is None:
             pytest.skip(f"unsupported: {record.error}")
@@ -205,29 +218,33 @@ class CaseItem(pytest.Item):
 
 def _run(item: CaseItem) -> tuple[Record, Callable[[], str]]:
     """The record, and a function that gives the graphs where the case ran in this process."""
-    from conformance.backend import Process
+    from conformance.pool import Job, Seat
+    from conformance.run import apart
 
-    backend = open_backend(item.backend)
-    allow_python = bool(item.config.getoption("--allow-python"))
-    if backend.about().process is Process.OWN:
-        seconds = item.case.timeout or float(item.config.getoption("--case-timeout"))
-        return _worker(item, allow_python).ask(item.case, seconds), str
+    seconds, known = float(item.config.getoption("--case-timeout")), _acquaintances(item.config)
+    if apart(item.backend, known.terms):
+        seat = item.config.stash.setdefault(_SEATS, {}).setdefault(item.backend, Seat(known))
+        return seat.ask(Job(item.case, item.backend), seconds), str
     from conformance.engine import Limits, run_case
     from conformance.show import graphs_of
 
-    seconds = float(item.config.getoption("--case-timeout"))
-    trial = run_case(item.case, backend, item.backend, Limits(seconds, allow_python))
+    limits = Limits(seconds, bool(item.config.getoption("--allow-python")))
+    trial = run_case(item.case, open_backend(item.backend), item.backend, limits)
     return trial.record, lambda: graphs_of(trial)
 
 
-def _worker(item: CaseItem, allow_python: bool) -> Worker:
-    """This process's worker for the item's backend, started again where the last case took it down."""
-    from conformance import pool
+def _acquaintances(config: pytest.Config) -> Acquaintances:
+    """What this process knows of its backends."""
+    from conformance.pool import Acquaintances, Terms
 
-    workers = item.config.stash.setdefault(_WORKERS, {})
-    if item.backend not in workers or not workers[item.backend].alive:
-        workers[item.backend] = pool.start(item.backend, ["--allow-python"] if allow_python else [])
-    return workers[item.backend]
+    options, elsewhere = ("--allow-python",) if config.getoption("--allow-python") else (), config.stash[_PYTHONS]
+    return config.stash.setdefault(_ACQUAINTANCES, Acquaintances(Terms(options, elsewhere)))
+
+
+def _versions(config: pytest.Config, backend: str) -> Mapping[str, str]:
+    from conformance.run import introduced, versions_of
+
+    return versions_of(introduced(backend, _acquaintances(config)))
 
 
 class _Recorder:
@@ -258,30 +275,30 @@ class _Recorder:
             return
         if not self._begun:
             plan = Planned(**json.loads(getattr(report, "conformance_plan", '{"cases": {}, "records": 0}')))
-            self._begin(plan, {name: open_backend(name) for name in self._backends})
+            self._begin(plan, self._backends)
         self._writer.append(Record.from_json(json.loads(record)))
 
     def pytest_sessionfinish(self) -> None:
         """Close the file."""
         if not self._begun:
-            self._begin(self.config.stash.get(_PLAN, Planned({}, 0)), {})
+            self._begin(self.config.stash.get(_PLAN, Planned({}, 0)), ())
         self._context.__exit__(None, None, None)
 
     @property
     def _backends(self) -> tuple[str, ...]:
         return self.config.stash[_BACKENDS]
 
-    def _begin(self, plan: Planned, opened: Mapping[str, Backend]) -> None:
+    def _begin(self, plan: Planned, opened: Sequence[str]) -> None:
         """Write the head. Where nothing was run, no backend is opened for the sake of its versions."""
         import sys
 
-        from conformance.backend import declared
         from conformance.environment import environment
         from conformance.known_file import expected_today
         from conformance.record import Run
+        from conformance.run import declared_as, introduced
 
         shard = self.config.stash[_SHARD]
-        said = {name: declared(backend.about()) for name, backend in opened.items()}
+        said = {name: declared_as(introduced(name, _acquaintances(self.config))) for name in opened}
         run = Run(
             environment=environment(),
             backends=self._backends,

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from conformance import pool
-from conformance.backend import Backend, Process, declared
-from conformance.backends import open_backend
+from conformance.backend import About, declared
+from conformance.backends import BUILTIN, Process, open_backend, process_of
 from conformance.case import Case
 from conformance.environment import environment
-from conformance.errors import UsageError
+from conformance.errors import EnvironmentTrouble, UsageError
 from conformance.fingerprint import fingerprint
 from conformance.known import Expected, Known, apply, expected
-from conformance.record import Record, Run
+from conformance.record import Declared, Record, Run
 from conformance.sameness import differences
 from conformance.shard import Shard
 from conformance.store import Writer, appending, read, writing
@@ -31,15 +31,16 @@ Records = Generator[Record, None, None]
 class Plan:
     """What is to be run.
 
-    `workers` counts processes; with one, backends that can't take us down run in this process. `shard` is the share of
-    the cases that is run, None for all. `today` decides which known failures have expired.
+    `workers` counts processes; with one, backends that can't take us down run in this process. `terms` say how worker
+    processes are started. `shard` is the share of the cases that is run, None for all. `today` decides which known
+    failures have expired.
     """
 
     cases: tuple[Case, ...]
     backends: tuple[str, ...]
     workers: int = 1
     seconds: float = CASE_SECONDS
-    options: tuple[str, ...] = ()
+    terms: pool.Terms = field(default_factory=pool.Terms)
     command: str = ""
     shard: Shard | None = None
     today: datetime.date = field(default_factory=datetime.date.today)
@@ -53,20 +54,43 @@ class Plan:
 
 @dataclass(frozen=True)
 class Opened:
-    """A plan with its backends made and their known failures read."""
+    """A plan, what its backends say of themselves, and their known failures."""
 
     plan: Plan
-    backends: Mapping[str, Backend]
+    acquaintances: pool.Acquaintances
+    said: Mapping[str, About | EnvironmentTrouble]
     known: Mapping[str, Expected]
 
 
 def open_plan(plan: Plan, known: Entries) -> Opened:
-    """Make the plan's backends and read what `known` gives of each; raises what either does."""
-    backends = {name: open_backend(name) for name in plan.backends}
-    sorted_out = {
-        name: expected(known(name), name, backend.about().versions, plan.today) for name, backend in backends.items()
-    }
-    return Opened(plan, backends, sorted_out)
+    """Have the plan's backends introduce themselves, and read what `known` gives of each; raises what that does.
+
+    Raises UsageError for a backend or a target that does not exist. One that can't be opened is kept as its trouble.
+    """
+    acquaintances = pool.Acquaintances(plan.terms)
+    said = {name: introduced(name, acquaintances) for name in plan.backends}
+    sorted_out = {name: expected(known(name), name, versions_of(each), plan.today) for name, each in said.items()}
+    return Opened(plan, acquaintances, said, sorted_out)
+
+
+def introduced(name: str, acquaintances: pool.Acquaintances) -> About | EnvironmentTrouble:
+    """What a backend says of itself: here where it may share this process, else in one of its own.
+
+    Raises UsageError for a backend or a target that does not exist.
+    """
+    if acquaintances.terms.python_of(name) is not None:
+        return acquaintances.ask(name)
+    process = process_of(name)
+    try:
+        backend = open_backend(name) if name.partition(":")[0] in BUILTIN else None
+        return backend.about() if backend and process is Process.SHARED else acquaintances.ask(name)
+    except EnvironmentTrouble as error:
+        return error
+
+
+def versions_of(said: About | EnvironmentTrouble) -> Mapping[str, str]:
+    """The versions that a backend says of itself; none where it could not be opened."""
+    return {} if isinstance(said, EnvironmentTrouble) else said.versions
 
 
 def head_of(opened: Opened) -> Run:
@@ -80,16 +104,21 @@ def head_of(opened: Opened) -> Run:
         started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         cases={case.id: fingerprint(case) for case in plan.cases},
         shard=str(plan.shard) if plan.shard else None,
-        declared={name: declared(backend.about()) for name, backend in opened.backends.items()},
+        declared={name: declared_as(said) for name, said in opened.said.items()},
         debt=tuple(known.debt for known in opened.known.values()),
     )
+
+
+def declared_as(said: About | EnvironmentTrouble) -> Declared:
+    """What the head of a results file keeps of a backend."""
+    return Declared() if isinstance(said, EnvironmentTrouble) else declared(said)
 
 
 def execute(plan: Plan, path: Path, known: Entries, show: Show) -> list[Record]:
     """Run the plan, append each record to the results file at `path` and hand it to `show`; returns all of them.
 
-    `known` gives a backend's known failures. Raises EnvironmentTrouble where a backend can't be opened or the file
-    can't be written; what was recorded until then stays in the file.
+    `known` gives a backend's known failures. The cases of a backend that can't be opened are recorded as errors in the
+    step `hello`. Raises EnvironmentTrouble where the file can't be written; what was recorded until then stays in it.
     """
     opened = open_plan(plan, known)  # before the file is touched: a slip must not cost the last run's results
     coming = _records(opened, plan.jobs)
@@ -127,14 +156,20 @@ def _kept(coming: Records, opened: Opened, writer: Writer, show: Show) -> Record
 
 def _records(opened: Opened, jobs: list[pool.Job]) -> Records:
     plan = opened.plan
-    if plan.workers > 1 or any(backend.about().process is Process.OWN for backend in opened.backends.values()):
-        return pool.run_jobs(jobs, plan.workers, plan.seconds, plan.options)
-    return _here(opened, jobs)
+    if plan.workers > 1 or any(apart(name, plan.terms) for name in plan.backends):
+        return pool.run_jobs(jobs, plan.workers, plan.seconds, opened.acquaintances)
+    return _here(plan, jobs)
 
 
-def _here(opened: Opened, jobs: list[pool.Job]) -> Records:
+def apart(name: str, terms: pool.Terms) -> bool:
+    """Whether a backend's cases need a process of their own."""
+    return terms.python_of(name) is not None or process_of(name) is Process.OWN
+
+
+def _here(plan: Plan, jobs: list[pool.Job]) -> Records:
     from conformance.engine import Limits, run_case
 
-    limits = Limits(opened.plan.seconds, "--allow-python" in opened.plan.options)
+    limits = Limits(plan.seconds, "--allow-python" in plan.terms.options)
+    backends = {name: open_backend(name) for name in plan.backends}
     for job in jobs:
-        yield run_case(job.case, opened.backends[job.backend], job.backend, limits).record
+        yield run_case(job.case, backends[job.backend], job.backend, limits).record

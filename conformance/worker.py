@@ -1,8 +1,7 @@
 """A process of its own for a backend, `python -m conformance.worker NAME`: reads requests, answers with records.
 
-The protocol is JSON lines. First the worker says ``{"hello": {...}}`` or ``{"trouble": "..."}``. Each request
-``{"path": SPEC FILE, "case": CASE ID}`` is answered with ``{"record": {...}}`` or ``{"trouble": "..."}``. Standard
-output is kept for the protocol: what native libraries print goes to standard error.
+See docs/protocol.md. Standard output is kept for the protocol: what native libraries print goes to standard error.
+Nothing but the standard library is imported before `main`, so that another environment can say what it lacks.
 """
 
 from __future__ import annotations
@@ -11,40 +10,82 @@ import argparse
 import functools
 import json
 import os
+import platform
 import sys
-from dataclasses import asdict
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from conformance.backend import Backend
-from conformance.backends import open_backend
-from conformance.backends.qlib import vocabulary
-from conformance.case import Case, expand
-from conformance.engine import Limits, run_case
-from conformance.errors import ConformanceError
-from conformance.load import load
+if TYPE_CHECKING:
+    from conformance.backend import About, Backend
+    from conformance.case import Case
+
+# The exit status after trouble.
+TROUBLE = 3
+# Characters of what a backend raises where it is opened.
+MOST = 4000
+# A backend that allocates without end gets an error, before it takes the machine down; no case needs a tenth of this.
+MEMORY = 8 << 30
+
+
+@dataclass(frozen=True)
+class Mouth:
+    """Where this process speaks: children that a backend forks have it too, and must not."""
+
+    channel: TextIO
+    owner: int
+
+    def say(self, message: dict[str, Any]) -> None:
+        """Send one message; ends the process where it is not the one that was started."""
+        if os.getpid() != self.owner:
+            os._exit(0)
+        self.channel.write(json.dumps(message, separators=(",", ":")) + "\n")
+        self.channel.flush()
 
 
 @functools.lru_cache(maxsize=256)
 def cases_of(path: str) -> dict[str, Case]:
     """The cases of one spec file by id, read once."""
+    from conformance.backends.qlib import vocabulary
+    from conformance.case import expand
+    from conformance.load import load
+
     return {case.id: case for case in expand(load(Path(path), vocabulary()))}
 
 
-def _say(channel: TextIO, message: dict[str, Any]) -> None:
-    channel.write(json.dumps(message, separators=(",", ":")) + "\n")
-    channel.flush()
-
-
-def serve(channel: TextIO, requests: TextIO, backend: Backend, name: str, limits: Limits) -> None:
+def serve(say: Callable[[dict[str, Any]], None], requests: Iterable[str], backend: Backend, options: Any) -> None:
     """Answer requests until they end."""
+    from conformance.engine import Limits, run_case
+    from conformance.errors import ConformanceError
+
+    # The deadline is kept by the process that asks, which can end this one whatever it is doing.
+    limits = Limits(None, options.allow_python)
     for line in requests:
         try:
             request = json.loads(line)
             case = cases_of(request["path"])[request["case"]]
-            _say(channel, {"record": run_case(case, backend, name, limits).record.to_json()})
+            record = run_case(case, backend, options.backend, limits, lambda step: say({"stage": step})).record
+            say({"record": record.to_json()})
         except (ConformanceError, ValueError, KeyError, TypeError) as error:
-            _say(channel, {"trouble": f"{type(error).__name__}: {error}"})
+            say({"trouble": f"{type(error).__name__}: {error}"})
+
+
+def hello_of(about: About) -> dict[str, Any]:
+    """What a backend says of itself, as JSON; `conformance.backend.about_of` is its inverse."""
+    said = {key: sorted(value) if isinstance(value, frozenset) else value for key, value in asdict(about).items()}
+    return {**said, "python": platform.python_version()}
+
+
+def open_here(name: str) -> tuple[Backend, dict[str, Any]]:
+    """Make the backend, and its hello. Raises ImportError, ConformanceError, or whatever `about()` raises."""
+    from conformance.backends import open_backend
+
+    if find_spec("torch") is None:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+    backend = open_backend(name)
+    return backend, hello_of(backend.about())
 
 
 def main() -> None:
@@ -53,17 +94,27 @@ def main() -> None:
     parser.add_argument("backend")
     parser.add_argument("--allow-python", action="store_true")
     options = parser.parse_args()
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    mouth = Mouth(os.fdopen(os.dup(1), "w", encoding="utf-8"), os.getpid())
     os.dup2(2, 1)
+    _limit_memory()
     try:
-        backend = open_backend(options.backend)
-        hello = asdict(backend.about())
-    except ConformanceError as error:
-        _say(channel, {"trouble": str(error)})
-        sys.exit(3)
-    _say(channel, {"hello": {key: sorted(v) if isinstance(v, frozenset) else v for key, v in hello.items()}})
-    # The deadline is kept by the process that asks, which can end this one whatever it is doing.
-    serve(channel, sys.stdin, backend, options.backend, Limits(None, options.allow_python))
+        backend, hello = open_here(options.backend)
+        mouth.say({"hello": hello})
+    except ModuleNotFoundError as error:
+        mouth.say({"trouble": f"{sys.executable} has no module {error.name!r}: install it there ({error})"})
+        sys.exit(TROUBLE)
+    except Exception as error:  # a backend's own about() may raise anything
+        mouth.say({"trouble": f"{type(error).__name__}: {error}"[:MOST]})
+        sys.exit(TROUBLE)
+    serve(mouth.say, sys.stdin, backend, options)
+
+
+def _limit_memory() -> None:
+    import resource
+
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    allowed = MEMORY if most == resource.RLIM_INFINITY else min(MEMORY, most)
+    resource.setrlimit(resource.RLIMIT_DATA, (allowed, most))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ of texts, names the targets that `--backend all` runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from importlib.metadata import EntryPoint, entry_points
@@ -29,6 +29,13 @@ class Tier(StrEnum):
     MINIATURE = "miniature"
 
 
+class Process(StrEnum):
+    """Where a backend's cases run: in the caller's process, or in one of their own that may die or hang."""
+
+    SHARED = "shared"
+    OWN = "own"
+
+
 @dataclass(frozen=True)
 class Entry:
     """One row of the table of backends: the factory as "module:function", and the targets it takes, default first."""
@@ -36,16 +43,25 @@ class Entry:
     factory: str
     targets: tuple[str, ...] = ()
     tier: Tier = Tier.USUAL
+    process: Process = Process.OWN
 
 
 # Of torch's quantized kernels.
 ENGINES = ("x86", "fbgemm", "onednn", "qnnpack")
 
-_MINIATURES = "conformance.backends.miniatures"
+
+def _lies(function: str, targets: str = "") -> Entry:
+    factory = f"conformance.backends.miniatures:{function}"
+    return Entry(factory, tuple(targets.split()), Tier.MINIATURE, Process.SHARED)
+
+
+def _misbehaves(function: str, targets: str = "") -> Entry:
+    return Entry(f"conformance.backends.misbehaving:{function}", tuple(targets.split()), Tier.MINIATURE)
+
 
 BUILTIN: Mapping[str, Entry] = MappingProxyType(
     {
-        "qlib": Entry("conformance.backends.qlib:backend", ("fast", "reference")),
+        "qlib": Entry("conformance.backends.qlib:backend", ("fast", "reference"), process=Process.SHARED),
         "onnxruntime": Entry("conformance.backends.onnxruntime:backend", ("all", "none")),
         "onnx-reference": Entry("conformance.backends.onnx_reference:backend"),
         "openvino": Entry("conformance.backends.openvino:backend", ("lpt", "no-lpt")),
@@ -56,16 +72,30 @@ BUILTIN: Mapping[str, Entry] = MappingProxyType(
         "torchao-inductor": Entry("conformance.backends.torchao_pt2e:inductor", tier=Tier.SLOW),
         "executorch-xnnpack": Entry("conformance.backends.executorch_xnnpack:backend"),
         "litert": Entry("conformance.backends.litert:backend", ("xnnpack", "builtin", "reference")),
-        "always-wrong": Entry(f"{_MINIATURES}:always_wrong", tier=Tier.MINIATURE),
-        "off-by-one": Entry(f"{_MINIATURES}:off_by_one", tier=Tier.MINIATURE),
-        "float-only": Entry(f"{_MINIATURES}:float_only", tier=Tier.MINIATURE),
-        "claims-everything": Entry(f"{_MINIATURES}:claims_everything", tier=Tier.MINIATURE),
-        "undeclared-refusal": Entry(f"{_MINIATURES}:undeclared_refusal", tier=Tier.MINIATURE),
-        "crashes": Entry(f"{_MINIATURES}:crashes", tier=Tier.MINIATURE),
-        "hangs": Entry(f"{_MINIATURES}:hangs", tier=Tier.MINIATURE),
-        "first-call-only": Entry(f"{_MINIATURES}:first_call_only", tier=Tier.MINIATURE),
+        "always-wrong": _lies("always_wrong"),
+        "off-by-one": _lies("off_by_one"),
+        "float-only": _lies("float_only"),
+        "claims-everything": _lies("claims_everything"),
+        "undeclared-refusal": _lies("undeclared_refusal"),
+        "crashes": _misbehaves("crashes"),
+        "hangs": _misbehaves("hangs"),
+        "first-call-only": _lies("first_call_only"),
+        "bad-output": _lies("bad_output", "shape dtype integers more none nan"),
+        "bad-process": _misbehaves(
+            "bad_process", "kill exit fork twin orphan print print-much talk-over deaf allocate"
+        ),
+        "bad-about": _misbehaves("bad_about", "raises exits fickle formless boasts"),
+        "too-much": _misbehaves("too_much", "tensor words"),
     }
 )
+
+
+def process_of(name: str) -> Process:
+    """Where the cases of the backend called `name`, or `name:target`, run.
+
+    Raises UsageError for a name that does not exist.
+    """
+    return _known(name.partition(":")[0]).process
 
 
 def offered() -> dict[str, Entry]:
@@ -85,14 +115,15 @@ def entry_of(name: str) -> Entry:
     return replace(entry, targets=tuple(getattr(_factory(name, entry), "targets", ())))
 
 
-def named(backends: Iterable[str]) -> tuple[str, ...]:
+def named(backends: Iterable[str], elsewhere: Collection[str] = ()) -> tuple[str, ...]:
     """The backends that the names mean, each once: "all" is every usual one, with each of its targets.
 
-    Raises UsageError for a name that does not exist.
+    Raises UsageError for a name that does not exist; those of `elsewhere` are known in other environments.
     """
     wanted = [name for backend in backends for name in (_usual() if backend == ALL else [backend])]
     for name in wanted:
-        _known(name.partition(":")[0])
+        if (stem := name.partition(":")[0]) not in elsewhere:
+            _known(stem)
     return tuple(dict.fromkeys(wanted))
 
 

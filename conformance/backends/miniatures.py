@@ -1,20 +1,19 @@
 """Backends that lie, one way each: the suite's own tests show that every lie gets its verdict.
 
-All of them have the bundled library quantize the model and then change what it says or does.
+All of them have the bundled library quantize the model and then change what it says or does. Those that misbehave as
+processes are in `misbehaving.py`.
 """
 
 from __future__ import annotations
 
-import os
-import signal
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
-from conformance.backend import About, Backend, Process, Program, Quantized, Stage, Task
+from conformance.backend import About, Backend, Program, Quantized, Stage, Task
 from conformance.backends import qlib as bundled
-from conformance.errors import Unsupported
+from conformance.errors import Unsupported, UsageError
 
 Lie = Callable[[Task, Quantized], Quantized]
 
@@ -25,12 +24,11 @@ class Miniature:
 
     name: str
     lie: Lie
-    process: Process = Process.SHARED
 
     def about(self) -> About:
         """The bundled library's answer under this name."""
         honest = bundled.backend("").about()
-        return replace(honest, name=self.name, process=self.process)
+        return replace(honest, name=self.name)
 
     def quantize(self, task: Task, stage: Stage) -> Quantized:
         """Quantize honestly, then lie."""
@@ -53,6 +51,13 @@ def _change_outputs(quantized: Quantized, change: Callable[[Any, float | None], 
         return pytree.tree_unflatten(changed, spec)
 
     return replace(quantized, final=replace(final, call=call))
+
+
+def target_of(name: str, target: str, targets: Mapping[str, Any]) -> Any:
+    """What a table of targets has for one, the first entry for ""; raises UsageError for one that is not there."""
+    if target not in ("", *targets):
+        raise UsageError(f"backend {name} has no target {target!r}; expected one of {', '.join(targets)}")
+    return targets[target or next(iter(targets))]
 
 
 def always_wrong(target: str) -> Backend:
@@ -102,32 +107,6 @@ def undeclared_refusal(target: str) -> Backend:
     return Miniature("undeclared-refusal", refuse)
 
 
-def crashes(target: str) -> Backend:
-    """Dies of a segmentation fault when it is called."""
-
-    def die(task: Task, quantized: Quantized) -> Quantized:
-        def call(*inputs: Any) -> object:
-            os.kill(os.getpid(), signal.SIGSEGV)
-            return None
-
-        return replace(quantized, final=replace(quantized.final, call=call))
-
-    return Miniature("crashes", die, Process.OWN)
-
-
-def hangs(target: str) -> Backend:
-    """Never comes back when it is called."""
-
-    def sleep(task: Task, quantized: Quantized) -> Quantized:
-        def call(*inputs: Any) -> object:
-            while True:
-                time.sleep(1.0)
-
-        return replace(quantized, final=replace(quantized.final, call=call))
-
-    return Miniature("hangs", sleep, Process.OWN)
-
-
 def first_call_only(target: str) -> Backend:
     """Is right when it is called for the first time, and gives ones from then on."""
 
@@ -143,3 +122,26 @@ def first_call_only(target: str) -> Backend:
         return replace(quantized, final=replace(final, call=call))
 
     return Miniature("first-call-only", forget)
+
+
+def _nan(x: Any, step: float | None) -> Any:
+    return x * float("nan") if x.dtype.is_floating_point else x
+
+
+# What becomes of every output tensor.
+OUTPUTS: Mapping[str, Callable[[Any, float | None], Any]] = MappingProxyType(
+    {
+        "shape": lambda x, step: x.unsqueeze(0),
+        "dtype": lambda x, step: x.double(),
+        "integers": lambda x, step: x.round().int(),
+        "more": lambda x, step: (x, x),
+        "none": lambda x, step: "a tensor",
+        "nan": _nan,
+    }
+)
+
+
+def bad_output(target: str) -> Backend:
+    """Gives outputs of a wrong shape, type or number, no tensors, or NaN."""
+    change = target_of("bad-output", target, OUTPUTS)
+    return Miniature("bad-output", lambda task, quantized: _change_outputs(quantized, change))

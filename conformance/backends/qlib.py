@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from conformance.backend import About, Backend, Explanation, LayerValues, Process, Program, Quantized, Stage, Task
+from conformance.backend import About, Backend, Explanation, LayerValues, Program, Quantized, Stage, Task
 from conformance.errors import EnvironmentTrouble, Inexpressible, UsageError
 from conformance.source_tables import FUNCTIONAL, TENSOR_METHODS, TORCH_FUNCTIONS
 from conformance.vocabulary import Vocabulary, resolve_operator
@@ -111,7 +111,7 @@ class Qlib:
         from conformance.environment import suite_version
 
         versions = {"qlib": suite_version(), "torch": str(torch.__version__)}
-        return About("qlib", versions, MODES, CAPTURES, process=Process.SHARED)
+        return About("qlib", versions, MODES, CAPTURES)
 
     def quantize(self, task: Task, stage: Stage) -> Quantized:
         """Capture, prepare, calibrate or train, convert, lower."""

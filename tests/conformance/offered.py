@@ -14,7 +14,6 @@ MODULE = '''\
 
 import dataclasses, os, signal, time
 
-from conformance.backend import Process
 from conformance.backends import open_backend
 from conformance.errors import Unsupported
 
@@ -23,10 +22,9 @@ from conformance.errors import Unsupported
 class Changed:
     act: object
     lacks: frozenset = frozenset()
-    process: Process = Process.OWN
 
     def about(self):
-        return dataclasses.replace(open_backend("qlib").about(), name="odd", lacks=self.lacks, process=self.process)
+        return dataclasses.replace(open_backend("qlib").about(), name="odd", lacks=self.lacks)
 
     def quantize(self, task, stage):
         with stage("lower"):
@@ -56,7 +54,7 @@ def moody(target):
 
 def slow(target):
     """Takes its time."""
-    return Changed(lambda task: time.sleep(0.1), process=Process.SHARED)
+    return Changed(lambda task: time.sleep(0.1))
 
 
 def modest(target):

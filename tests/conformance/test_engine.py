@@ -9,7 +9,7 @@ import torch
 from small_specs import LINEAR, UNSUPPORTED, VERDICTS, case_of, cases_of
 from torch import Tensor
 
-from conformance.backend import About, Backend, Process, Program, Quantized, Stage, Task
+from conformance.backend import About, Backend, Program, Quantized, Stage, Task
 from conformance.backends import open_backend
 from conformance.backends import qlib as bundled
 from conformance.case import Case
@@ -29,7 +29,7 @@ class Scripted:
     about_changes: tuple[tuple[str, object], ...] = ()
 
     def about(self) -> About:
-        return dataclasses.replace(open_backend("qlib").about(), process=Process.SHARED, **dict(self.about_changes))
+        return dataclasses.replace(open_backend("qlib").about(), **dict(self.about_changes))
 
     def quantize(self, task: Task, stage: Stage) -> Quantized:
         if self.act is not None:
