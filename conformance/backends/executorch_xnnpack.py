@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -65,7 +67,7 @@ class ExecuTorch:
     def quantize(self, task: Task, stage: Stage) -> Quantized:
         """Export, prepare, calibrate, convert, lower, load."""
         asked = scheme(task)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), uncollected():
             warnings.simplefilter("ignore")
             with stage("capture"):
                 operators = float_operators(task)
@@ -85,6 +87,18 @@ class ExecuTorch:
             "\n".join(part.label for part in ran),
         )
         return Quantized(float_ops=dict(sorted(Counter(operators).items())), final=final)
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Keep the collector of garbage from looking through all of torch again and again, a quarter of a case's time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @dataclass(frozen=True)
