@@ -136,7 +136,7 @@ BORDERS = frozenset(
 )
 # What is put in to change layouts.
 MOVES = frozenset({"XNNStaticTranspose", "XNNStaticReshape", "XNNCopy", "_to_dim_order_copy", "_clone_dim_order"})
-WITH_SCALAR = frozenset({"add", "sub", "mul", "div"})
+WITH_SCALAR = frozenset({"add", "sub", "rsub", "mul", "div"})
 WITH_RELU = frozenset(
     {"linear", "add", "sub", "mul", "div", "batch_norm"}
     | {f"conv{transposed}{d}d" for d in (1, 2, 3) for transposed in ("", "_transpose")}
