@@ -245,10 +245,11 @@ def open_interpreter(content: bytes, operators: tuple[str, ...], kernels: str) -
     outputs = sorted(runner.get_output_details(), key=lambda name: int(name.rpartition("_")[2]))
 
     def call(*inputs: Any) -> Any:
+        import numpy as np
         import torch
 
         results = runner(**_given(runner, inputs))
-        return tuple(torch.from_numpy(results[name].copy()) for name in outputs)
+        return tuple(torch.from_numpy(np.array(results[name])) for name in outputs)
 
     return Program(
         call,
