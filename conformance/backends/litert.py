@@ -23,6 +23,10 @@ TARGETS: Mapping[str, str] = MappingProxyType(
     {"xnnpack": "BUILTIN", "builtin": "BUILTIN_WITHOUT_DEFAULT_DELEGATES", "reference": "BUILTIN_REF"}
 )
 SIGNATURE = "serving_default"
+# How ranges of several batches become one.
+OBSERVERS: Mapping[str, str] = MappingProxyType(
+    {"min_max": "min_max_update", "moving_average_min_max": "moving_average_update"}
+)
 # What recipes of the quantizer have no word for.
 LACKS = frozenset(
     {NO_LOWERING, CHANGED_INPUTS, "QConfigs by module", "results of a type of their own", "groups", "narrow ranges"}
@@ -81,7 +85,7 @@ class LiteRT:
 class Recipe:
     """What the quantizer is asked: bits of activations (None for float) and weights, and how scales are laid out.
 
-    `precision` is how operators compute, `INTEGER` or `FLOAT`.
+    `precision` is how operators compute, `INTEGER` or `FLOAT`; the observer is its own unless another one is asked for.
     """
 
     activation: int | None
@@ -89,6 +93,7 @@ class Recipe:
     weight: int
     per_channel: bool
     precision: str = "INTEGER"
+    observer: str = "moving_average_min_max"
 
 
 # What it does unless it is asked otherwise.
@@ -116,7 +121,7 @@ def recipe(task: Task) -> Recipe:
         if qconfig.default != "per_tensor":
             raise _lacking("chosen activations at run time")
         return Recipe(None, False, *weight)
-    return Recipe(*_activation(rule.activation), *weight)
+    return Recipe(*_activation(rule.activation), *weight, observer=rule.activation.observer)
 
 
 def _weight(spec: Any) -> tuple[int, bool]:
@@ -131,14 +136,17 @@ def _weight(spec: Any) -> tuple[int, bool]:
 
 
 def _activation(spec: Any) -> tuple[int, bool]:
-    """Bits, and whether zero lies in the middle."""
+    """Bits, and whether zero lies in the middle.
+
+    Unsigned integers with a zero point are the signed ones with one that is 128 less: the same numbers.
+    """
     if spec.group_size is not None:
         raise _lacking("activations by the row")
-    if spec.dtype not in ("int8", "int16"):
+    if spec.dtype not in ("uint8", "int8", "int16"):
         raise _lacking(f"{spec.dtype} activations")
     if spec.observer == "runtime":
         raise _lacking("ranges at run time in static mode")
-    if spec.observer not in ("min_max", "moving_average_min_max"):
+    if spec.observer not in OBSERVERS:
         raise _lacking(f"the observer {spec.observer}")
     if spec.dtype == "int16" and not spec.symmetric:
         raise _lacking("int16 with a zero point")
@@ -146,8 +154,10 @@ def _activation(spec: Any) -> tuple[int, bool]:
 
 
 def _bits(spec: Any) -> int:
-    bits = int(str(spec.dtype).removeprefix("int"))
-    if spec.range not in ((-(2 ** (bits - 1)), 2 ** (bits - 1) - 1), (1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1)):
+    signed = not str(spec.dtype).startswith("u")
+    bits = int(str(spec.dtype).removeprefix("u").removeprefix("int"))
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    if spec.range not in ((low, high), (low + 1, high)):
         raise _lacking("narrow ranges")
     return bits
 
@@ -157,25 +167,48 @@ def _lacking(feature: str) -> Unsupported:
 
 
 def _quantized(source: bytes, asked: Recipe, task: Task) -> bytes:
-    """The model with integers, its inputs and outputs still real numbers."""
+    """The model with integers, its inputs and outputs still real numbers; the model itself where nothing is quantized."""
     with contextlib.redirect_stdout(io.StringIO()):
-        from ai_edge_quantizer import qtyping, quantizer
-        from ai_edge_quantizer.algorithm_manager import AlgorithmName
+        from ai_edge_quantizer import quantizer
 
-        tensor, granularity = qtyping.TensorQuantizationConfig, qtyping.QuantGranularity
-        spread = granularity.CHANNELWISE if asked.per_channel else granularity.TENSORWISE
-        config = qtyping.OpQuantizationConfig(
-            activation_tensor_config=tensor(asked.activation, asked.symmetric) if asked.activation else None,
-            weight_tensor_config=tensor(asked.weight, True, spread),
-            compute_precision=qtyping.ComputePrecision[asked.precision],
-            explicit_dequantize=asked.precision == "FLOAT",
-        )
-        work = quantizer.Quantizer(bytearray(source))
-        work.update_quantization_recipe(".*", qtyping.TFLOperationName.ALL_SUPPORTED, config)
-        for border in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
-            work.update_quantization_recipe(".*", border, algorithm_key=AlgorithmName.NO_QUANTIZE)
-        seen = work.calibrate({SIGNATURE: batches(source, task)}, num_threads=1) if asked.activation else None
+        manager = _manager(asked)
+        work = quantizer.Quantizer(bytearray(source), manager.get_quantization_recipe())
+        seen = _seen(source, asked, task, manager) if asked.activation else None
+        if seen == {}:
+            return source
         return bytes(work.quantize(seen, enable_progress_report=False).quantized_model)
+
+
+def _manager(asked: Recipe) -> Any:
+    """The recipe as the quantizer keeps it."""
+    from ai_edge_quantizer import qtyping, recipe_manager
+    from ai_edge_quantizer.algorithm_manager import AlgorithmName
+
+    tensor, granularity = qtyping.TensorQuantizationConfig, qtyping.QuantGranularity
+    spread = granularity.CHANNELWISE if asked.per_channel else granularity.TENSORWISE
+    config = qtyping.OpQuantizationConfig(
+        activation_tensor_config=tensor(asked.activation, asked.symmetric) if asked.activation else None,
+        weight_tensor_config=tensor(asked.weight, True, spread),
+        compute_precision=qtyping.ComputePrecision[asked.precision],
+        explicit_dequantize=asked.precision == "FLOAT",
+    )
+    manager = recipe_manager.RecipeManager()
+    manager.add_quantization_config(".*", qtyping.TFLOperationName.ALL_SUPPORTED, config)
+    for border in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
+        manager.add_quantization_config(".*", border, algorithm_key=AlgorithmName.NO_QUANTIZE)
+    return manager
+
+
+def _seen(source: bytes, asked: Recipe, task: Task, manager: Any) -> dict[str, Any]:
+    """The ranges of a model's tensors on the calibration data."""
+    from ai_edge_quantizer import calibrator
+    from ai_edge_quantizer.utils import qsv_utils
+
+    update = getattr(qsv_utils, OBSERVERS[asked.observer])
+    work = calibrator.Calibrator(source, num_threads=1, qsv_update_func=update)
+    work.calibrate({SIGNATURE: batches(source, task)}, manager)
+    found: dict[str, Any] = work.get_model_qsvs()
+    return found
 
 
 def batches(source: bytes, task: Task) -> list[dict[str, Any]]:
@@ -212,10 +245,11 @@ def open_interpreter(content: bytes, operators: tuple[str, ...], kernels: str) -
     outputs = sorted(runner.get_output_details(), key=lambda name: int(name.rpartition("_")[2]))
 
     def call(*inputs: Any) -> Any:
+        import numpy as np
         import torch
 
         results = runner(**_given(runner, inputs))
-        return tuple(torch.from_numpy(results[name].copy()) for name in outputs)
+        return tuple(torch.from_numpy(np.array(results[name])) for name in outputs)
 
     return Program(
         call,

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -22,7 +23,11 @@ NO_LOWERING = "operators without a lowering"
 CHANGED_INPUTS = "modules that change their inputs"
 # Files of a few kilobytes each; the oldest go first.
 KEPT = 4096
-_ERRORS = ("Lowering not found",)
+# What the converter says where it, or the runtime, has no such operator.
+_REFUSALS = re.compile(
+    r"Lowering not found: \S+|failed to legalize operation '\S+'|not supported by the native TFLite runtime.*?TF Select ops: \w+",
+    re.DOTALL,
+)
 
 
 def float_model(task: Task) -> bytes:
@@ -54,11 +59,11 @@ def _converted(task: Task) -> bytes:
 
         try:
             return bytes(litert_torch.convert(task.module, task.inputs).model_content())
-        except RuntimeError as error:
-            text = str(error).partition("\n")[0]
-            if not text.startswith(_ERRORS):
+        except (RuntimeError, ValueError) as error:
+            refusal = _REFUSALS.search(str(error))
+            if refusal is None:
                 raise
-            raise Unsupported(f"its converter can't do this: {text}", NO_LOWERING) from error
+            raise Unsupported(f"its converter can't do this: {' '.join(refusal[0].split())}", NO_LOWERING) from error
 
 
 def _key(exported: Any) -> str:

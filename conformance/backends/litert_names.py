@@ -120,7 +120,7 @@ def _dynamic(name: str) -> str:
 
 _SUFFIXES = MappingProxyType({"static": lambda name: "", "dynamic": _dynamic, "weight_only": lambda name: "_weight_only"})
 BORDERS = frozenset({"QUANTIZE", "DEQUANTIZE"})
-WITH_SCALAR = frozenset({"add", "sub", "mul", "div"})
+WITH_SCALAR = frozenset({"add", "sub", "rsub", "mul", "div"})
 WITH_RELU = frozenset(
     {"linear", "add", "sub", "mul", "div", "batch_norm"}
     | {f"conv{transposed}{d}d" for d in (1, 2, 3) for transposed in ("", "_transpose")}
@@ -223,6 +223,8 @@ STANDS_FOR: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "ARG_MIN": ("argmin",),
         "CUMSUM": ("cumsum",),
         "CAST": ("to",),
+        "ATAN2": ("atan2", "atan"),
+        "FLOOR_DIV": ("div", "floor_divide"),
         "EQUAL": ("eq",),
         "NOT_EQUAL": ("ne",),
         "GREATER": ("gt",),
