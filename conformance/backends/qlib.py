@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from conformance.spec import QConfigBody, QConfigModel, QSpecModel, TensorQParams
     from qlib.quantize import Quantized as AllForms
 
+# Types of the library's that other backends translate.
+__all__ = ["QConfig", "QConfigMapping", "QSpec"]
+
 MODES = frozenset({"static", "dynamic", "qat", "numerics"})
 # The library's own mode for each that has another name there: of the graph that is given, static quantization made it.
 _FLOWS = MappingProxyType({"numerics": "static"})

@@ -1,16 +1,16 @@
-"""The engines of torch's quantized kernels, which are a setting of the process, and what is said of flows that use them."""
+"""The engines of torch's quantized kernels, which are a setting of the process."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from conformance.backend import About
+from conformance.backends import ENGINES
 from conformance.errors import UsageError
-
-ENGINES = ("fbgemm", "x86", "onednn", "qnnpack")
 
 
 def engine_of(target: str, backend: str) -> str:
@@ -48,3 +48,13 @@ def using(engine: str) -> Iterator[None]:
             yield
     finally:
         torch.backends.quantized.engine = before
+
+
+def on_engine(model: Callable[..., object], engine: str) -> Callable[..., object]:
+    """The model as a function that runs on an engine whatever the setting of the process is."""
+
+    def call(*inputs: Any) -> object:
+        with using(engine):
+            return model(*inputs)
+
+    return call

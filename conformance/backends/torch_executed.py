@@ -8,6 +8,7 @@ operators within are listed.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from torch.autograd.profiler import profile
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from conformance.backend import Program
 from conformance.backends.torch_names import NAMED, NOTHING, in_float, on_integers, plain
 
 # What only tensors of integers are asked for.
@@ -45,12 +47,24 @@ class Call:
         return any("c10::q" in dtype for dtype in self.dtypes) or any(call.name in _MARKS for call in self.inner)
 
 
-def calls(run: Callable[[], object]) -> tuple[Call, ...]:
-    """The operators that `run` calls, in order, each with those that it calls itself."""
+def program(call: Callable[..., object], inputs: Sequence[Tensor], graph: str) -> Program:
+    """A form of a model, with what it executes on `inputs`; `graph` is its text."""
+    ran = calls(call, inputs)
+    return Program(call, sequence(ran), Counter(native(ran)), steps(call, inputs), graph)
+
+
+def counts(call: Callable[..., object], inputs: Sequence[Tensor]) -> dict[str, int]:
+    """How often each operator is executed on `inputs`, by canonical name."""
+    return dict(sorted(Counter(sequence(calls(call, inputs))).items()))
+
+
+def calls(call: Callable[..., object], inputs: Sequence[Tensor]) -> tuple[Call, ...]:
+    """The operators that are called on `inputs`, in order, each with those that it calls itself."""
+    given = [x.clone() for x in inputs]
     # It would write two lines to standard error whenever it starts.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     with torch.no_grad(), profile(use_kineto=True, record_shapes=True) as seen:
-        run()
+        call(*given)
     events = sorted(seen.kineto_results.events(), key=lambda event: (event.start_ns(), -event.duration_ns()))
     return _nested(iter([*events, None]))
 
@@ -80,16 +94,14 @@ def sequence(ran: Sequence[Call]) -> tuple[str, ...]:
 
 def native(ran: Sequence[Call]) -> tuple[str, ...]:
     """The operators that ran, in order, by torch's own names."""
-    return tuple(
-        name for call in ran for name in ((call.name,) if "::" in call.name else native(call.inner))
-    )
+    return tuple(name for call in ran for name in ((call.name,) if "::" in call.name else native(call.inner)))
 
 
 def canonical(call: Call) -> tuple[str, ...]:
     """What an operator stands for by canonical names: one, none, or those that it calls."""
     if "::" not in call.name:  # the call of a module or a graph
         return sequence(call.inner)
-    if call.name in NOTHING:
+    if call.name in NOTHING or (call.name in _MAKES_REAL and not call.integers):
         return ()
     if call.name in NAMED:
         return (NAMED[call.name],)

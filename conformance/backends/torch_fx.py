@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,21 +10,21 @@ from conformance.backend import About, Backend, Program, Quantized, Stage, Task
 from conformance.backends import torch_engine
 from conformance.backends.qlib import mapping_of
 from conformance.backends.torch_qconfigs import LACKS as LACKS_OF_ALL
-from conformance.backends.torch_qconfigs import lacking, torch_qconfig, torch_words, trainable
+from conformance.backends.torch_qconfigs import WEIGHTS_WITH_ZERO_POINT, lacking, refuse_zero_points, torch_qconfig
 from conformance.errors import Unsupported
 
 if TYPE_CHECKING:
-    from qlib.qconfig import QConfig, QConfigMapping
+    from conformance.backends.qlib import QConfig, QConfigMapping
 
 MODES = frozenset({"static", "dynamic", "qat"})
-# It has a capture of its own, which goes the example's way as little as `trace` keeps conditions on data.
+# It has a capture of its own, which is most like a trace.
 CAPTURES = frozenset({"trace"})
 _CONTROL_FLOW = "control flow that depends on an argument"
-LACKS = LACKS_OF_ALL | {_CONTROL_FLOW}
+LACKS = LACKS_OF_ALL | {_CONTROL_FLOW, WEIGHTS_WITH_ZERO_POINT}
 
 
 def backend(target: str) -> Backend:
-    """Torch's own flow over symbolic traces; targets: its engines `fbgemm`, `x86` (the default), `onednn`, `qnnpack`."""
+    """Torch's own flow over symbolic traces (deprecated), on one of its engines."""
     return TorchFx(torch_engine.engine_of(target, "torch-fx"))
 
 
@@ -48,7 +46,7 @@ class TorchFx:
 
         with torch_engine.using(self.engine):
             with stage("capture"):
-                float_ops = executed.sequence(executed.calls(_example(task.module, task)))
+                float_ops = executed.counts(task.module, task.inputs)
             with stage("prepare"):
                 prepared = _prepared(task, self.engine)
             if task.mode != "dynamic":
@@ -58,32 +56,9 @@ class TorchFx:
                 debug = convert_to_reference_fx(copy.deepcopy(prepared))
             with stage("lower"):
                 final = convert_fx(prepared)
-                program = self._program(final, task)
-        return Quantized(
-            float_ops=dict(sorted(Counter(float_ops).items())),
-            final=program,
-            debug=Program(self._call(debug), (), graph=debug.code),
-        )
-
-    def _call(self, model: Any) -> Callable[..., object]:
-        def call(*inputs: Any) -> object:
-            with torch_engine.using(self.engine):
-                return model(*inputs)
-
-        return call
-
-    def _program(self, model: Any, task: Task) -> Program:
-        from conformance.backends import torch_executed as executed
-
-        call = self._call(model)
-        ran = executed.calls(_example(call, task))
-        steps = executed.steps(call, task.inputs)
-        return Program(call, executed.sequence(ran), Counter(executed.native(ran)), steps, model.code)
-
-
-def _example(call: Callable[..., object], task: Task) -> Callable[[], object]:
-    inputs = tuple(x.clone() for x in task.inputs)
-    return lambda: call(*inputs)
+                program = executed.program(torch_engine.on_engine(final, self.engine), task.inputs, final.code)
+        reference = Program(torch_engine.on_engine(debug, self.engine), (), graph=debug.code)
+        return Quantized(float_ops, program, reference)
 
 
 def _prepared(task: Task, engine: str) -> Any:
@@ -101,17 +76,13 @@ def _prepared(task: Task, engine: str) -> Any:
 
 
 def _fit(prepared: Any, task: Task) -> None:
-    import torch
-
-    from conformance.backends.torch_training import distill
+    from conformance.backends.torch_fitting import calibrate, distill
 
     batches = task.calibration or (task.inputs,)
     if task.mode == "qat":
         distill(prepared, task.module, batches)
-        return
-    with torch.no_grad():
-        for batch in batches:
-            prepared(*(x.clone() for x in batch))
+    else:
+        calibrate(prepared, batches)
 
 
 def torch_mapping(mapping: QConfigMapping, mode: str, engine: str) -> Any:
@@ -123,8 +94,9 @@ def torch_mapping(mapping: QConfigMapping, mode: str, engine: str) -> Any:
     import torch
     from torch.ao.quantization import QConfigMapping as TorchMapping
 
+    refuse_zero_points(mapping, engine)
     found = TorchMapping().set_global(_qconfig(mapping.default, mode))
-    if mapping.default is not None and mode != "dynamic" and mapping.default.activation is not None:
+    if mode != "dynamic":
         for kind, qconfig in _of_operators(mapping.default, mode, engine):
             found.set_object_type(kind, qconfig)
     for kind, rule in mapping.types.items():
@@ -149,18 +121,25 @@ def _qconfig(rule: QConfig | None, mode: str) -> Any:
     raise lacking("weights alone in few bits")
 
 
-def _of_operators(rule: QConfig, mode: str, engine: str) -> list[tuple[Any, Any]]:
-    """What the flow's default says of single operators, with the observers of `rule` where it has none for a purpose."""
+def _of_operators(rule: QConfig | None, mode: str, engine: str) -> list[tuple[Any, Any]]:
+    """What the flow's default says of single operators, with the observers of `rule` in place of its usual ones."""
     from torch.ao import quantization as flow
 
+    if rule is None or rule.activation is None or rule.weight is None:
+        return []
     default = flow.get_default_qat_qconfig_mapping if mode == "qat" else flow.get_default_qconfig_mapping
-    ours, found = _qconfig(rule, mode), []
-    per_tensor = _qconfig(replace(rule, weight=replace(rule.weight, axis=None)), mode)
     usual = default(engine)
-    for kind, qconfig in usual.object_type_qconfigs.items():
+    common: Any = usual.global_qconfig
+    ours = torch_qconfig(rule, mode)
+    per_tensor = torch_qconfig(replace(rule, weight=replace(rule.weight, axis=None)), mode)
+
+    def adapted(kind: Any, qconfig: Any) -> Any:
+        if qconfig == common:
+            return ours
         if "transpose" in str(kind).lower():
-            qconfig = per_tensor if qconfig != usual.global_qconfig else ours
-        elif qconfig.activation == usual.global_qconfig.activation:
-            qconfig = flow.QConfig(activation=ours.activation, weight=qconfig.weight)
-        found.append((kind, qconfig))
-    return found
+            return per_tensor
+        if qconfig.activation in (common.activation, flow.HistogramObserver):
+            return flow.QConfig(activation=ours.activation, weight=qconfig.weight)
+        return qconfig
+
+    return [(kind, adapted(kind, qconfig)) for kind, qconfig in usual.object_type_qconfigs.items()]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +11,16 @@ from conformance.backends.qlib import mapping_of
 
 MODES = frozenset({"static", "dynamic"})
 CAPTURES = frozenset({"trace", "script"})
-LACKS = torch_qconfigs.LACKS | {"QConfigs by type"}
+LACKS = torch_qconfigs.LACKS | {
+    "QConfigs by type",
+    torch_qconfigs.OTHER_ACTIVATIONS,
+    torch_qconfigs.OTHER_WEIGHTS,
+    torch_qconfigs.WEIGHTS_WITH_ZERO_POINT,
+}
 
 
 def backend(target: str) -> Backend:
-    """Torch's own flow over TorchScript; targets: its engines `fbgemm`, `x86` (the default), `onednn`, `qnnpack`."""
+    """Torch's own flow over TorchScript (deprecated), on one of its engines."""
     return TorchJit(torch_engine.engine_of(target, "torch-jit"))
 
 
@@ -34,52 +37,31 @@ class TorchJit:
     def quantize(self, task: Task, stage: Stage) -> Quantized:
         """Script or trace, prepare, calibrate, convert to the debug form and to the final one."""
         from conformance.backends import torch_executed as executed
+        from conformance.backends.torch_fitting import calibrate
 
         with torch_engine.using(self.engine):
             with stage("capture"):
-                float_ops = executed.sequence(executed.calls(_example(task.module, task)))
+                float_ops = executed.counts(task.module, task.inputs)
                 scripted = _scripted(task)
             with stage("prepare"):
-                prepared = _prepared(task, scripted)
+                prepared = _prepared(task, scripted, self.engine)
             if task.mode == "static":
                 with stage("calibrate"):
-                    _calibrate(prepared, task)
+                    calibrate(prepared, task.calibration or (task.inputs,))
+            convert = _converter(task.mode)
             with stage("convert"):
-                debug = _converted(prepared, task.mode, debug=True)
+                debug = convert(prepared, debug=True)
             with stage("lower"):
-                final = _converted(prepared, task.mode, debug=False)
-                program = self._program(final, task)
+                final = convert(prepared)
+                program = executed.program(
+                    torch_engine.on_engine(final, self.engine), task.inputs, str(final.inlined_graph)
+                )
         return Quantized(
-            float_ops=dict(sorted(Counter(float_ops).items())),
+            float_ops=float_ops,
             final=program,
-            debug=Program(self._call(debug), (), graph=str(debug.inlined_graph)),
+            debug=Program(torch_engine.on_engine(debug, self.engine), (), graph=str(debug.inlined_graph)),
             float_graph=str(scripted.inlined_graph),
         )
-
-    def _call(self, model: Any) -> Callable[..., object]:
-        def call(*inputs: Any) -> object:
-            with torch_engine.using(self.engine):
-                return model(*inputs)
-
-        return call
-
-    def _program(self, model: Any, task: Task) -> Program:
-        from conformance.backends import torch_executed as executed
-
-        call = self._call(model)
-        ran = executed.calls(_example(call, task))
-        return Program(
-            call,
-            executed.sequence(ran),
-            Counter(executed.native(ran)),
-            executed.steps(call, task.inputs),
-            str(model.inlined_graph),
-        )
-
-
-def _example(call: Callable[..., object], task: Task) -> Callable[[], object]:
-    inputs = tuple(x.clone() for x in task.inputs)
-    return lambda: call(*inputs)
 
 
 def _scripted(task: Task) -> Any:
@@ -90,25 +72,19 @@ def _scripted(task: Task) -> Any:
     return torch.jit.trace(task.module, tuple(x.clone() for x in task.inputs), check_trace=False)
 
 
-def _prepared(task: Task, scripted: Any) -> Any:
+def _prepared(task: Task, scripted: Any, engine: str) -> Any:
     from torch.ao.quantization.quantize_jit import prepare_dynamic_jit, prepare_jit
 
     mapping = mapping_of(task.qconfig)
     torch_qconfigs.refuse_types(mapping)
+    torch_qconfigs.refuse_zero_points(mapping, engine)
+    torch_qconfigs.refuse_types_of_integers(mapping)
     rules = {"": mapping.default, **mapping.modules}
     qconfigs = {path: torch_qconfigs.torch_qconfig(rule, task.mode) for path, rule in rules.items()}
     return (prepare_dynamic_jit if task.mode == "dynamic" else prepare_jit)(scripted, qconfigs)
 
 
-def _calibrate(prepared: Any, task: Task) -> None:
-    import torch
-
-    with torch.no_grad():
-        for batch in task.calibration or (task.inputs,):
-            prepared(*(x.clone() for x in batch))
-
-
-def _converted(prepared: Any, mode: str, debug: bool) -> Any:
+def _converter(mode: str) -> Any:
     from torch.ao.quantization.quantize_jit import convert_dynamic_jit, convert_jit
 
-    return (convert_dynamic_jit if mode == "dynamic" else convert_jit)(prepared, debug=debug)
+    return convert_dynamic_jit if mode == "dynamic" else convert_jit

@@ -65,7 +65,6 @@ _ALIASES: Mapping[str, str] = MappingProxyType(
         "_softmax": "softmax",
         "_log_softmax": "log_softmax",
         "quantized_batch_norm": "batch_norm",
-        "quantize_per_tensor": "quantize_per_tensor",
         "true_divide": "div",
         "multiply": "mul",
         "subtract": "sub",
@@ -76,7 +75,9 @@ _ALIASES: Mapping[str, str] = MappingProxyType(
 
 def plain(name: str) -> str:
     """An operator's name without its namespace, in place or not, as the canonical names have it."""
-    short = name.partition("::")[2]
+    space, _, short = name.partition("::")
+    if space == "quantized":
+        short = short.removesuffix("_out")  # written into a tensor that is given
     if not short.endswith("__"):
         short = short.removesuffix("_")
     return _ALIASES.get(short, short)

@@ -1,4 +1,4 @@
-"""A spec's QConfig in the words of torch: observers for torch's own flows and for torchao's, QConfigs for the former."""
+"""A spec's QConfigs in the words of torch's own flows and of torchao's."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from conformance.errors import Unsupported
 
 if TYPE_CHECKING:
-    from qlib.qconfig import QConfig, QConfigMapping
-    from qlib.qparams import QSpec
+    from conformance.backends.qlib import QConfig, QConfigMapping, QSpec
 
 # Observers by whether there is one scale, or one for each channel.
 _OBSERVERS: Mapping[tuple[str, bool], str] = MappingProxyType(
@@ -47,6 +46,11 @@ LACKS = frozenset(
     }
 )
 
+# What is asked of kernels that don't have it.
+OTHER_ACTIVATIONS = "activations of other types than uint8"
+OTHER_WEIGHTS = "weights of other types than int8"
+WEIGHTS_WITH_ZERO_POINT = "weights with a zero point on the engine onednn"
+
 
 @dataclass(frozen=True)
 class Words:
@@ -61,8 +65,8 @@ def lacking(feature: str) -> Unsupported:
     return Unsupported(f"its QConfigs have no word for {feature}", feature)
 
 
-def in_mode(qconfig: QConfig, mode: str) -> QConfig:
-    """The QConfig as a mode uses it; raises Unsupported for what the flows have no word for."""
+def in_mode(qconfig: QConfig, mode: str) -> tuple[QSpec, QSpec]:
+    """How a mode quantizes activations and weights; raises Unsupported for what the flows have no word for."""
     activation, weight = qconfig.activation, qconfig.weight
     if activation is None:
         raise lacking("float16" if weight is not None and weight.dtype == "float16" else "weights alone in few bits")
@@ -76,7 +80,7 @@ def in_mode(qconfig: QConfig, mode: str) -> QConfig:
         activation = replace(activation, observer="runtime", scale=None, zero_point=None)
     elif "runtime" in (activation.observer, weight.observer):
         raise lacking("ranges at run time in another mode than dynamic")
-    return replace(qconfig, activation=activation, weight=weight, output=None)
+    return activation, weight
 
 
 def arguments(spec: QSpec, words: Words) -> dict[str, Any]:
@@ -141,9 +145,29 @@ def torch_qconfig(rule: QConfig | None, mode: str) -> Any:
 
     if rule is None:
         return None
-    qconfig, words = in_mode(rule, mode), torch_words()
+    (activation, weight), words = in_mode(rule, mode), torch_words()
     make = trainable if mode == "qat" else constructor
-    return TorchQConfig(activation=make(qconfig.activation, words), weight=make(qconfig.weight, words))
+    return TorchQConfig(activation=make(activation, words), weight=make(weight, words))
+
+
+def refuse_zero_points(mapping: QConfigMapping, engine: str) -> None:
+    """Raise Unsupported where weights have a zero point that the engine's kernels don't know."""
+    for rule in _rules(mapping):
+        if engine == "onednn" and rule.activation is not None and rule.weight is not None and not rule.weight.symmetric:
+            raise Unsupported("its kernels know no weights with a zero point", WEIGHTS_WITH_ZERO_POINT)
+
+
+def refuse_types_of_integers(mapping: QConfigMapping) -> None:
+    """Raise Unsupported where integers are of types that the kernels don't know."""
+    for rule in _rules(mapping):
+        if rule.activation is not None and rule.activation.dtype != "uint8":
+            raise Unsupported("its kernels know no activations but those of uint8", OTHER_ACTIVATIONS)
+        if rule.activation is not None and rule.weight is not None and rule.weight.dtype not in ("int8", "int4"):
+            raise Unsupported("its kernels know no weights but those of int8", OTHER_WEIGHTS)
+
+
+def _rules(mapping: QConfigMapping) -> list[QConfig]:
+    return [rule for rule in (mapping.default, *mapping.types.values(), *mapping.modules.values()) if rule is not None]
 
 
 def refuse_types(mapping: QConfigMapping) -> None:

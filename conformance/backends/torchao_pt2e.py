@@ -1,4 +1,4 @@
-"""torchao's export flow (PT2E) with its quantizer for x86: as the reference graph, lowered, and compiled by inductor."""
+"""torchao's export flow (PT2E) with its quantizer for x86: its reference graph, lowered, and compiled by inductor."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from conformance.backends.torch_qconfigs import PLAIN_TENSORS, Words, arguments,
 from conformance.errors import UsageError
 
 if TYPE_CHECKING:
-    from qlib.qconfig import QConfig, QConfigMapping
-    from qlib.qparams import QSpec
+    from conformance.backends.qlib import QConfig, QConfigMapping, QSpec
 
 # A reference graph's final form, and its debug form where it has one.
 Finish = Callable[[Any, Task], tuple[Program, Program | None]]
@@ -72,40 +71,28 @@ class TorchAo:
             from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
             from conformance.backends import torch_executed as executed
+            from conformance.backends.torch_fitting import calibrate
 
             quantizer = x86_quantizer(mapping_of(task.qconfig), task.mode)
             with stage("capture"):
-                float_ops = executed.sequence(executed.calls(_example(task.module, task)))
+                float_ops = executed.counts(task.module, task.inputs)
                 exported = _exported(task)
             with stage("prepare"):
                 prepared = prepare_pt2e(exported, quantizer)
             if task.mode == "static":
                 with stage("calibrate"):
-                    _calibrate(prepared, task)
+                    calibrate(prepared, task.calibration or (task.inputs,))
             with stage("convert"):
                 converted = convert_pt2e(prepared)
             with stage("lower"):
                 final, debug = self.finish(converted, task)
-        return Quantized(dict(sorted(Counter(float_ops).items())), final, debug, float_graph=exported.code)
-
-
-def _example(call: Callable[..., object], task: Task) -> Callable[[], object]:
-    inputs = tuple(x.clone() for x in task.inputs)
-    return lambda: call(*inputs)
+        return Quantized(float_ops, final, debug, float_graph=exported.code)
 
 
 def _exported(task: Task) -> Any:
     import torch
 
     return torch.export.export(task.module, tuple(x.clone() for x in task.inputs)).module()
-
-
-def _calibrate(prepared: Any, task: Task) -> None:
-    import torch
-
-    with torch.no_grad():
-        for batch in task.calibration or (task.inputs,):
-            prepared(*(x.clone() for x in batch))
 
 
 def _as_it_is(converted: Any, task: Task) -> tuple[Program, None]:
@@ -165,13 +152,13 @@ def x86_quantizer(mapping: QConfigMapping, mode: str) -> Any:
 
 
 def _configuration(rule: QConfig | None, mode: str) -> Any:
+    from torchao.quantization.pt2e import observer
     from torchao.quantization.pt2e.quantizer.quantizer import QuantizationSpec
     from torchao.quantization.pt2e.quantizer.utils import QuantizationConfig
-    from torchao.quantization.pt2e import observer
 
     if rule is None:
         return None
-    qconfig, words = in_mode(rule, mode), Words(observer, PLAIN_TENSORS)
+    (activation, weight), words = in_mode(rule, mode), Words(observer, PLAIN_TENSORS)
 
     def spec(of: QSpec) -> Any:
         make = constructor(of, words)
@@ -182,5 +169,4 @@ def _configuration(rule: QConfig | None, mode: str) -> Any:
             observer_or_fake_quant_ctr=make,
         )
 
-    activation = spec(qconfig.activation)
-    return QuantizationConfig(activation, activation, spec(qconfig.weight), None, False)
+    return QuantizationConfig(spec(activation), spec(activation), spec(weight), None, False)

@@ -1,4 +1,4 @@
-"""A few steps of training on fake-quantized values, as the suite's mode `qat` means it."""
+"""Showing data to prepared models: calibration, and a few steps of training as the suite's mode `qat` means it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,13 @@ from torch.utils import _pytree as pytree
 STEPS = 4
 RATE = 1e-3
 SHARE = 1e-3
+
+
+def calibrate(prepared: Any, batches: Sequence[tuple[Tensor, ...]]) -> None:
+    """Run a prepared model on `batches`, so that its observers see them."""
+    with torch.no_grad():
+        for batch in batches:
+            prepared(*(x.clone() for x in batch))
 
 
 def distill(prepared: Any, teacher: nn.Module, batches: Sequence[tuple[Tensor, ...]]) -> None:
