@@ -317,15 +317,25 @@ def schema(what: str) -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write to this file instead of the terminal.",
 )
-def report(results: Path, name: str, output: Path | None) -> None:
-    """Render a results file of `conformance run`; runs nothing."""
-    from conformance.catalog import renderer
-    from conformance.store import read
+@click.option("--backend", "backends", multiple=True, metavar="NAME", help="Only this backend's records; repeatable.")
+@click.option(
+    "--against",
+    "earlier",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="EARLIER",
+    help="Mark in the HTML page what changed since this earlier results file.",
+)
+def report(results: Path, name: str, output: Path | None, backends: tuple[str, ...], earlier: Path | None) -> None:
+    """Render a results file of `conformance run`; runs nothing.
 
-    found = read(results)
-    text = renderer(name)(found.run, found.records)
-    if found.damaged:
-        click.echo(f"{results}: {found.damaged} line(s) could not be read and are left out", err=True)
+    With --backend the report is about that backend alone: a badge for each is made so. With --against the HTML page
+    filters and marks what regressed; `conformance diff` says it in the other formats.
+    """
+    from conformance.results_commands import changes_since, read_whole, rendered
+    from conformance.store import of_backends
+
+    found = of_backends(read_whole(results), backends)
+    text = rendered(name, found, changes_since(earlier, found) if earlier else None)
     if output is None:
         click.echo(text)
     else:

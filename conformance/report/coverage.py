@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from conformance.record import Declared, Record, Verdict
-from conformance.report.summary import share
 
 QUANTIZED: Final = "quantized::"
 # They stand at the borders of every quantized graph, and say nothing of a case.
@@ -169,7 +168,7 @@ def lacks(said: Declared, records: Sequence[Record]) -> list[Lack]:
 
 
 def properties(said: Declared, records: Sequence[Record]) -> list[Property]:
-    """How a backend computes, by property and executed operator; cases that execute several operators stand together."""
+    """How a backend computes, by property and executed operator; cases of several operators stand together."""
     seen: dict[tuple[str, str], dict[str, int]] = {}
     for record in records:
         executed = operators(record.executed_ops)
@@ -182,9 +181,3 @@ def properties(said: Declared, records: Sequence[Record]) -> list[Property]:
         Property(name, operator, said.properties.get(name, ""), dict(sorted(seen.get((name, operator), {}).items())))
         for name, operator in sorted({*seen, *unseen})
     ]
-
-
-def in_words(cell: Cell) -> str:
-    """A cell of the table for a reader who sees it alone."""
-    lacking = f", {cell.unsupported} unsupported" if cell.unsupported else ""
-    return f"{share(cell.native, cell.scored)} native{lacking}"
