@@ -17,6 +17,7 @@ from conformance.command import ENVIRONMENT, FAILED, INTERRUPTED, OK, USAGE, cas
 from conformance.errors import ConformanceError, EnvironmentTrouble, SpecError, UsageError
 from conformance.expect_commands import expect
 from conformance.results_commands import diff_command, merge_command, publish_command
+from conformance.script import script as script_of
 from conformance.spec import Capture, Mode, json_schema
 
 if TYPE_CHECKING:
@@ -235,21 +236,27 @@ def list_command(
 @SPECS
 @click.option("--backend", default="qlib", show_default=True, metavar="NAME[:TARGET]", help="Run on this backend.")
 @click.option("--layers", is_flag=True, help="Also print each tensor of the model: where did the error come from?")
+@click.option("--script", is_flag=True, help="Run nothing; print the case as a Python script that stands alone.")
 @PYTHON
-def show(case: str, specs: tuple[Path, ...], backend: str, layers: bool, allow_python: bool) -> int:
+def show(case: str, specs: tuple[Path, ...], backend: str, layers: bool, script: bool, allow_python: bool) -> int:
     """Run one CASE and print all about it.
 
     The spec, the module, the float, debug and final graphs side by side, and every finding. CASE is an id as `list
     cases` prints it, as pytest prints it, or the unambiguous beginning of one. With --layers follows a table of the
     model's tensors: range, scale and zero point, share of saturated elements, SQNR of the debug and the final form
-    against float, and in how many elements the two differ.
+    against float, and in how many elements the two differ. With --script only a script is printed, which makes the
+    module and the tensors in plain PyTorch, and then runs them on the backend.
     """
     from conformance.backends import open_backend
     from conformance.known_file import marked
     from conformance.show import show as print_case
     from conformance.show import show_layers
 
-    found, opened, console = find_case(cases_of(specs, (), (), ""), case), open_backend(backend), Console()
+    found = find_case(cases_of(specs, (), (), ""), case)
+    if script:
+        click.echo(script_of(found, backend), nl=False)
+        return OK
+    opened, console = open_backend(backend), Console()
     trial = print_case(found, opened, backend, console, allow_python)
     if layers:
         show_layers(found, trial, console)
