@@ -138,7 +138,6 @@ listen();
 apply();
 // A link to a view means its rows, not the summary above them.
 if (location.hash.length > 1 && !state.case && !state.backend) $("filters").scrollIntoView();
-document.documentElement.dataset.interactive = String(Math.round(performance.now()));
 // After the first frame, so that the matrix is there to be read and used while the rest is unpacked.
 const ready = new Promise((done) => setTimeout(done)).then(unpack).then(() => {
   showDecibels();

@@ -44,9 +44,11 @@ function lacksOf(page) {
 }
 
 function propertiesOf(page) {
-  const rows = page.properties.map(([name, operator, declared, seen]) => {
+  const rows = page.properties.map(([name, operator, declared, seen, contradicted]) => {
     const values = Object.entries(seen).map(([value, count]) => `${value} (${count} case${count === 1 ? "" : "s"})`);
-    return row(operator, name.replaceAll("_", " "), values.join(", ") || "not shown", declared || "·");
+    const one = row(operator, name.replaceAll("_", " "), values.join(", ") || "not shown", `${declared || "·"}${contradicted ? " ≠" : ""}`);
+    if (contradicted) one.className = "marked";
+    return one;
   });
   return rows.length ? section("Properties by executed operator", table(["operator", "property", "shown", "declared"], rows)) : [];
 }

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from conformance.identified import contradicts
 from conformance.record import Declared, Record, Verdict
 
 QUANTIZED: Final = "quantized::"
@@ -94,6 +95,11 @@ class Property:
     operator: str
     declared: str
     seen: Mapping[str, int]
+
+    @property
+    def contradicted(self) -> bool:
+        """Whether something that was seen excludes what the backend says of itself."""
+        return bool(self.declared) and any(contradicts(value, self.declared) for value in self.seen)
 
 
 def short(name: str) -> str:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from conformance.identified import UNDECIDED
 from conformance.record import Record, Verdict
 
 # A backend that was not asked, or declares that it can't, contradicts no other.
 SILENT: Final = frozenset({Verdict.UNSUPPORTED, Verdict.ERROR})
-# A case with too few ties tells nothing of the rule.
-UNDECIDED: Final = "undecided"
 
 
 def disagree(records: Sequence[Record]) -> bool:

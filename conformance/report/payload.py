@@ -146,7 +146,7 @@ def page(run: Run, backend: str, records: Sequence[Record]) -> dict[str, Any]:
         ],
         "capabilities": [[*astuple(each), each.verdict] for each in capabilities(said, own)],
         "lacks": [list(astuple(each)) for each in lacks(said, own)],
-        "properties": [list(astuple(each)) for each in properties(said, own)],
+        "properties": [[*astuple(each), each.contradicted] for each in properties(said, own)],
         "known": [[group.reason, len(group.cases), group.cases[0]] for group in known],
         "debts": [line for line in summary.debts(run, records) if line.startswith(f"{backend}: ")],
         "columns": [list(column) for column in covered.columns],

@@ -102,7 +102,9 @@ def test_properties_are_told_by_the_operator_that_ran() -> None:
     other = replace(one, properties={"rounding": "half_up"})
     both = replace(one, executed_ops={"quantized::linear": 1, "quantized::relu": 1})
     said = Declared(properties={"rounding": "half_even", "activation_scheme": "per_token"})
-    assert properties(said, [one, one, other, both]) == [
+    found = properties(said, [one, one, other, both])
+    assert [each.contradicted for each in found] == [False, True, False]
+    assert found == [
         Property("activation_scheme", "none", "per_token", {}),
         Property("rounding", "linear", "half_even", {"half_even": 2, "half_up": 1}),
         Property("rounding", SEVERAL, "half_even", {"half_even": 1}),
