@@ -78,8 +78,8 @@ def script(case: Case, backend: str) -> str:
     Up to the last section it needs torch alone, but for a case whose module is a factory of the user's own.
     """
     parts = [HEAD.format(id=case.id, why=textwrap.fill(case.why, 100), seed=case.seed)]
-    draws = [*case.inputs.values(), *case.calibration.inputs.values(), *case.weights.values()]
-    if any(spec.distribution is Distribution.OUTLIERS for spec in draws):
+    draws: list[Draw | TensorSpec] = [*case.inputs.values(), *case.calibration.inputs.values(), *case.weights.values()]
+    if any(drawn.distribution is Distribution.OUTLIERS for drawn in draws):
         parts.append(OUTLIERS)
     classes: list[str] = []
     made = _made(case.module, classes)

@@ -56,6 +56,7 @@ def print_to(console: Console, run: Run, records: Sequence[Record]) -> None:
     if len(run.backends) > FEW:
         console.print(Text(f"{summary.total(records).score} native", style="bold"))
         console.print(_tallies("backend", summary.tally(records, summary.backend_of)), "", sep="\n")
+        console.print(_backends_by_mode(run, records), "", sep="\n")
         _print_failing_families(console, records)
     for backend in run.backends if len(run.backends) <= FEW else ():
         own = [record for record in records if record.backend == backend]
@@ -120,6 +121,22 @@ def _modes(records: Sequence[Record]) -> Table:
         table.add_row(
             Text(summary.one_line(mode, WIDTH)), *("·" if group is None else _count(group) for group in groups)
         )
+    return table
+
+
+def _backends_by_mode(run: Run, records: Sequence[Record]) -> Table:
+    """How many cases of each backend are native, by mode."""
+    cells = {
+        group.label: group for group in summary.tally(records, lambda record: (record.backend, record.subject.mode))
+    }
+    modes = sorted({mode for _, mode in cells})
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("native by mode", overflow="fold")
+    for mode in modes:
+        table.add_column(Text(summary.one_line(mode, WIDTH)), justify="right", overflow="fold")
+    for backend in run.backends:
+        counts = [_count(cells[backend, mode]) if (backend, mode) in cells else "·" for mode in modes]
+        table.add_row(Text(summary.one_line(backend, WIDTH)), *counts)
     return table
 
 
