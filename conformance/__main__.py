@@ -17,6 +17,7 @@ from conformance.command import ENVIRONMENT, FAILED, INTERRUPTED, OK, USAGE, cas
 from conformance.errors import ConformanceError, EnvironmentTrouble, SpecError, UsageError
 from conformance.expect_commands import expect
 from conformance.results_commands import diff_command, merge_command, publish_command
+from conformance.script import script as script_of
 from conformance.spec import Capture, Mode, json_schema
 
 if TYPE_CHECKING:
@@ -254,21 +255,27 @@ def list_command(
 @SPECS
 @click.option("--backend", default="qlib", show_default=True, metavar="NAME[:TARGET]", help="Run on this backend.")
 @click.option("--layers", is_flag=True, help="Also print each tensor of the model: where did the error come from?")
+@click.option("--script", is_flag=True, help="Run nothing; print the case as a Python script that stands alone.")
 @PYTHON
-def show(case: str, specs: tuple[Path, ...], backend: str, layers: bool, allow_python: bool) -> int:
+def show(case: str, specs: tuple[Path, ...], backend: str, layers: bool, script: bool, allow_python: bool) -> int:
     """Run one CASE and print all about it.
 
     The spec, the module, the float, debug and final graphs side by side, and every finding. CASE is an id as `list
     cases` prints it, as pytest prints it, or the unambiguous beginning of one. With --layers follows a table of the
     model's tensors: range, scale and zero point, share of saturated elements, SQNR of the debug and the final form
-    against float, and in how many elements the two differ.
+    against float, and in how many elements the two differ. With --script only a script is printed, which makes the
+    module and the tensors in plain PyTorch, and then runs them on the backend.
     """
     from conformance.backends import open_backend
     from conformance.known_file import marked
     from conformance.show import show as print_case
     from conformance.show import show_layers
 
-    found, opened, console = find_case(cases_of(specs, (), (), ""), case), open_backend(backend), Console()
+    found = find_case(cases_of(specs, (), (), ""), case)
+    if script:
+        click.echo(script_of(found, backend), nl=False)
+        return OK
+    opened, console = open_backend(backend), Console()
     trial = print_case(found, opened, backend, console, allow_python)
     if layers:
         show_layers(found, trial, console)
@@ -336,15 +343,25 @@ def schema(what: str) -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write to this file instead of the terminal.",
 )
-def report(results: Path, name: str, output: Path | None) -> None:
-    """Render a results file of `conformance run`; runs nothing."""
-    from conformance.catalog import renderer
-    from conformance.store import read
+@click.option("--backend", "backends", multiple=True, metavar="NAME", help="Only this backend's records; repeatable.")
+@click.option(
+    "--against",
+    "earlier",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="EARLIER",
+    help="Mark in the HTML page what changed since this earlier results file.",
+)
+def report(results: Path, name: str, output: Path | None, backends: tuple[str, ...], earlier: Path | None) -> None:
+    """Render a results file of `conformance run`; runs nothing.
 
-    found = read(results)
-    text = renderer(name)(found.run, found.records)
-    if found.damaged:
-        click.echo(f"{results}: {found.damaged} line(s) could not be read and are left out", err=True)
+    With --backend the report is about that backend alone: a badge for each is made so. With --against the HTML page
+    filters and marks what regressed; `conformance diff` says it in the other formats.
+    """
+    from conformance.results_commands import changes_since, read_whole, rendered
+    from conformance.store import of_backends
+
+    found = of_backends(read_whole(results), backends)
+    text = rendered(name, found, changes_since(earlier, found) if earlier else None)
     if output is None:
         click.echo(text)
     else:

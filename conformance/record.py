@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from conformance.facets import facets
 from conformance.fingerprint import fingerprint
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ class Subject:
     """Which case a record is about, with all that a report shows of it.
 
     `family` is the suite that the spec belongs to, `parameters` the matrix values as text,
-    `yaml` the spec as it stands in its file, `fingerprint` a hash of what the case asks, empty in older files.
+    `yaml` the spec as it stands in its file, `fingerprint` a hash of what the case asks, `dtype` and `granularity`
+    what it quantizes (see `conformance.facets`); these three are empty in older files.
     """
 
     case: str
@@ -77,6 +79,8 @@ class Subject:
     line: int
     yaml: str
     fingerprint: str = ""
+    dtype: str = ""
+    granularity: str = ""
 
 
 @dataclass(frozen=True)
@@ -273,6 +277,7 @@ class Run:
 
 def subject_of(case: Case) -> Subject:
     """What a record says of its case."""
+    asked = facets(case)
     return Subject(
         case=case.id,
         family=case.suite,
@@ -286,4 +291,6 @@ def subject_of(case: Case) -> Subject:
         line=case.line,
         yaml=case.yaml,
         fingerprint=fingerprint(case),
+        dtype=asked.dtype,
+        granularity=asked.granularity,
     )

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import click
 
+from conformance.catalog import renderer
 from conformance.command import FAILED, OK, USAGE, write
-from conformance.diff import Difference, Kind, compare
+from conformance.diff import Change, Difference, Kind, compare
+from conformance.errors import UsageError
 from conformance.merge import merge
 from conformance.report.difference import FORMATS
 from conformance.store import COMPRESSED, Results, read, write_all, write_compressed
@@ -22,6 +24,22 @@ def read_whole(path: Path) -> Results:
     if found.damaged:
         click.echo(f"{path}: {found.damaged} line(s) could not be read and are left out", err=True)
     return found
+
+
+def changes_since(earlier: Path, found: Results) -> tuple[Change, ...]:
+    """What changed from an earlier results file; raises UsageError where no case is in both."""
+    return compare(read_whole(earlier), found).changes
+
+
+def rendered(name: str, found: Results, changes: tuple[Change, ...] | None) -> str:
+    """A report in one format; raises UsageError where there are changes and the format can't show them."""
+    if changes is None:
+        return renderer(name)(found.run, found.records)
+    if name != "html":
+        raise UsageError(f"--against goes with --format html, found {name!r}: use `conformance diff` for other formats")
+    from conformance.report import html
+
+    return html.render(found.run, found.records, changes)
 
 
 @click.command("diff")

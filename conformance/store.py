@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import lzma
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from conformance.errors import EnvironmentTrouble, UsageError
+from conformance.errors import EnvironmentTrouble, UsageError, nearest
 from conformance.record import Debt, Declared, Environment, Record, Run
 
 # A results file of this suffix is compressed; it is written whole, and can't be gone on with.
@@ -146,6 +146,28 @@ def write_compressed(path: Path, results: Results) -> None:
 def _text(value: dict[str, Any]) -> str:
     # NaN and infinity are no JSON: a record holds None instead, and anything else is a mistake to be found here.
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n"
+
+
+def of_backends(results: Results, names: Sequence[str]) -> Results:
+    """Only what is about the backends of these names, all where none is named; raises UsageError for an unknown one."""
+    run = results.run
+    if not names:
+        return results
+    if unknown := [name for name in names if name not in run.backends]:
+        raise UsageError(
+            f"no results of {', '.join(unknown)}.{nearest(unknown[0], run.backends)} The file has those of "
+            f"{', '.join(run.backends)}"
+        )
+    chosen = tuple(name for name in run.backends if name in names)
+    narrowed = replace(
+        run,
+        backends=chosen,
+        planned=run.planned // len(run.backends) * len(chosen),
+        debt=tuple(debt for debt in run.debt if debt.backend in chosen),
+    )
+    return replace(
+        results, run=narrowed, records=tuple(record for record in results.records if record.backend in chosen)
+    )
 
 
 def _run(value: dict[str, Any]) -> Run:

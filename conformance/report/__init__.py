@@ -11,4 +11,6 @@ FORMATS: Final[Mapping[str, tuple[str, str]]] = {
     "markdown": ("conformance.report.markdown", ".md"),
     "html": ("conformance.report.html", ".html"),
     "junit": ("conformance.report.junit", ".xml"),
+    "badge-svg": ("conformance.report.badge_svg", ".svg"),
+    "badge-json": ("conformance.report.badge_json", ".json"),
 }

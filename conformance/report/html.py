@@ -1,34 +1,36 @@
-"""One self-contained HTML page with filters, a matrix of cases and backends, and a panel for each case."""
+"""One self-contained HTML page with filters, a matrix of cases and backends, and a panel for each of both."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, field, fields
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any, Final
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from conformance.record import Layer, Measures, Record, Run, Subject
+from conformance.diff import Change
+from conformance.record import Record, Run
 from conformance.report import summary
-from conformance.report.layers import story
+from conformance.report.payload import details, embed, index, pack
 
-# A traceback says what it has to say at its two ends.
-LONGEST_ERROR: Final = 4000
+# In the order in which they are read.
+SCRIPTS: Final = ("elements.js", "data.js", "layers.js", "panel.js", "backend.js", "matrix.js", "app.js")
 
 
-def render(run: Run, records: Sequence[Record]) -> str:
-    """Return a page that needs no network and no other file; fragments such as `#verdict=wrong` link to a view."""
+def render(run: Run, records: Sequence[Record], changes: Sequence[Change] = ()) -> str:
+    """Return a page that needs no network and no other file; fragments such as `#verdict=wrong` link to a view.
+
+    `changes` are those from an earlier run, as `conformance.diff.compare` finds them; the page marks them.
+    """
     here = files("conformance.report")
-    script = "".join(here.joinpath(name).read_text(encoding="utf-8") for name in ("layers.js", "panel.js", "app.js"))
+    script = "".join(here.joinpath(name).read_text(encoding="utf-8") for name in SCRIPTS)
     template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template.filters["share"] = _segments
     page = template.from_string(here.joinpath("template.html.j2").read_text(encoding="utf-8"))
+    by_place = {(change.backend, change.case): change for change in changes}
     return page.render(
         whole=summary.total(records),
         failed=len(summary.failures(records)),
@@ -41,105 +43,17 @@ def render(run: Run, records: Sequence[Record]) -> str:
         style=Markup(here.joinpath("style.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        payload=Markup(embed(payload(run, records))),
+        index=Markup(embed(index(run, records, by_place))),
+        details=Markup(pack(details(run, records, by_place))),
     )
 
 
 def _backend(name: str, records: Sequence[Record]) -> dict[str, Any]:
     own = [record for record in records if record.backend == name]
-    families = summary.tally(own, summary.family_of)
-    return {"name": name, "whole": summary.total(own), "families": families, "grid": summary.by_mode_and_capture(own)}
+    return {"name": name, "whole": summary.total(own), "families": summary.tally(own, summary.family_of)}
 
 
 def _segments(group: summary.Tally) -> list[tuple[str, int, str]]:
     """The parts of a bar as verdict, count and glyph; `error` has no part, because it is not scored."""
     seen = [verdict for verdict in summary.verdicts_seen([group]) if verdict != "error"]
     return [(str(verdict), group.counts[verdict], summary.GLYPHS[verdict]) for verdict in seen]
-
-
-@dataclass
-class Values:
-    """JSON values, each kept once and named by its place: thousands of records share most of theirs."""
-
-    rows: list[Any] = field(default_factory=list)
-    places: dict[str, int] = field(default_factory=dict)
-
-    def place(self, value: Any) -> int:
-        """Return the place of a value, which is added if it is new."""
-        key = json.dumps(value)
-        if key not in self.places:
-            self.places[key] = len(self.rows)
-            self.rows.append(value)
-        return self.places[key]
-
-
-def payload(run: Run, records: Sequence[Record]) -> dict[str, Any]:
-    """Return the data of the page as plain JSON values.
-
-    `values` holds every distinct value; `cases.rows` and `records.rows` hold places in it, in the order of
-    `fields`. In a record `subject` is a row of `cases`, `findings` a list of places, `measures` the numbers
-    themselves in the order of `measures`, and `seconds` the place of the steps' names followed by the numbers.
-    `layers` is the place of None, or of what `story` says of them and a row for each in the order of `layers`.
-    """
-    values = Values()
-    cases: dict[str, int] = {}
-    case_rows: list[list[int]] = []
-    record_rows: list[list[Any]] = []
-    for record in records:
-        subject = record.subject
-        if subject.case not in cases:
-            cases[subject.case] = len(case_rows)
-            case_rows.append([values.place(_plain(getattr(subject, key.name))) for key in fields(Subject)])
-        record_rows.append(_row(record, cases[subject.case], values))
-    return {
-        "backends": list(run.backends),
-        "verdicts": [[str(verdict), summary.GLYPHS[verdict]] for verdict in summary.ORDER],
-        "measures": [key.name for key in fields(Measures)],
-        "layers": [key.name for key in fields(Layer)],
-        "values": values.rows,
-        "cases": {"fields": [key.name for key in fields(Subject)], "rows": case_rows},
-        "records": {"fields": [key.name for key in fields(Record)], "rows": record_rows},
-    }
-
-
-def _row(record: Record, case: int, values: Values) -> list[Any]:
-    """One record as a row; the columns that need their own form replace the place of their value."""
-    special: dict[str, Any] = {
-        "subject": case,
-        "findings": [values.place([str(part) for part in astuple(finding)]) for finding in record.findings],
-        "measures": [_number(number) for number in astuple(record.measures)],
-        "seconds": [values.place(list(record.seconds)), *map(_number, record.seconds.values())],
-        "error": values.place(_shortened(record.error)),
-        "layers": values.place(_layers(record.layers)),
-    }
-    names = [key.name for key in fields(Record)]
-    return [special[name] if name in special else values.place(_plain(getattr(record, name))) for name in names]
-
-
-def _layers(layers: Sequence[Layer]) -> dict[str, Any] | None:
-    if not layers:
-        return None
-    return {**asdict(story(layers)), "rows": [list(layer.to_json().values()) for layer in layers]}
-
-
-def _plain(value: Any) -> Any:
-    return dict(value) if isinstance(value, Mapping) else value
-
-
-def _number(value: float | None) -> float | str | None:
-    """Five significant digits; what JSON has no number for (an infinite SQNR) becomes text."""
-    if value is None or isinstance(value, int):
-        return value
-    return float(f"{value:.5g}") if math.isfinite(value) else str(value)
-
-
-def _shortened(error: str | None) -> str | None:
-    if error is None or len(error) <= LONGEST_ERROR:
-        return error
-    half = LONGEST_ERROR // 2
-    return f"{error[:half]}\n[… {len(error) - 2 * half} characters left out …]\n{error[-half:]}"
-
-
-def embed(data: Any) -> str:
-    """Return JSON that may stand inside a script element: without `<`, no tag can end or open there."""
-    return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")

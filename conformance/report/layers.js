@@ -1,5 +1,3 @@
-"use strict";
-
 // The layers of one case: SQNR along the model, saturation below it, and a table. Foreign text goes in as text nodes.
 
 const CHART = { width: 712, left: 34, right: 10, top: 40, plot: 150, gap: 22, lane: 34, foot: 20 };

@@ -13,7 +13,7 @@ from conformance.report import summary
 from conformance.report.layers import decibels, story, title
 
 # With these limits the longest possible report stays below the 60 000 bytes of a pull-request comment.
-MOST_FAMILIES: Final = 60
+MOST_FAMILIES: Final = 40
 MOST_COMBINATIONS: Final = 40
 MOST_FAILURES: Final = 25
 MOST_REASONS: Final = 15
@@ -34,8 +34,10 @@ def render(run: Run, records: Sequence[Record]) -> str:
         f"## Conformance: {summary.total(records).score} native",
         f"**Incomplete:** {missing} of {run.planned} planned records are missing." if missing else "",
         " · ".join(f"{label} {_code(value, FACT)}" for label, value in summary.facts(run)),
-        "### By family",
-        _tallies(("backend", "family"), summary.tally(records, _backend_and_family), MOST_FAMILIES),
+        "### By backend",
+        _tallies(("backend",), summary.tally(records, summary.backend_of), MOST_BACKENDS),
+        "### Families with failures" if failed else "",
+        _failing_families(records),
         "### By mode and capture",
         _tallies(("backend", "mode", "capture"), summary.tally(records, _backend_mode_capture), MOST_COMBINATIONS),
         "### Layers" if layered else "",
@@ -55,6 +57,16 @@ def _backend_and_family(record: Record) -> summary.Label:
 
 def _backend_mode_capture(record: Record) -> summary.Label:
     return summary.backend_of(record) + summary.mode_and_capture_of(record)
+
+
+def _failing_families(records: Sequence[Record]) -> str:
+    """Of each backend only the families in which something failed, most failures first."""
+    scores = {group.label: group.score for group in summary.tally(records, _backend_and_family)}
+    counts = summary.failing(records, _backend_and_family)
+    rows = [
+        [*(cell(part, LABEL) for part in label), str(count), scores[label]] for label, count in counts[:MOST_FAMILIES]
+    ]
+    return table(["backend", "family", "unexpected failures", "native"], rows, len(counts) - len(rows))
 
 
 def _tallies(names: Sequence[str], tallies: Sequence[summary.Tally], most: int) -> str:

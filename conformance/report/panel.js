@@ -1,60 +1,72 @@
-// The panel of one case. Everything foreign goes in as text nodes, never as markup.
+// The panel, and what it shows of one case.
 
 function showPanel() {
   const panel = $("panel");
   const item = data.byId.get(state.case);
-  if (!item) {
+  const backend = !item && data.backends.includes(state.backend) ? state.backend : "";
+  if (!item && !backend) {
     if (panel.open) panel.close();
     return;
   }
-  const given = item.records.get(state.backend);
-  const worst = [...item.records.values()].find((record) => record.failed);
+  if (!details) return; // `ready` comes back here
   const focused = panel.open && document.activeElement ? document.activeElement.dataset.keep : null;
-  panel.replaceChildren(...panelOf(item, given || worst || [...item.records.values()][0]));
-  panel.item = item;
+  panel.replaceChildren(...(item ? casePanel(item) : backendPanel(backend)).filter((part) => part !== null));
+  panel.item = item || null;
   if (!panel.open) panel.showModal();
   panel.scrollTop = 0;
   (panel.querySelector(`[data-keep="${focused || "close"}"]`) || panel.querySelector("[data-keep=close]")).focus();
 }
 
-function panelOf(item, record) {
-  const head = el("header", {},
+function headOf(title, extra) {
+  return el("header", {},
     el("div", { class: "tools" },
       button("↑ previous", () => step(-1), { "data-keep": "previous" }), button("↓ next", () => step(1), { "data-keep": "next" }),
       button("✕ close", () => $("panel").close(), { "data-keep": "close", class: "close" })),
-    el("h2", { id: "panel-title" }, item.case), backendSwitch(item, record));
-  const place = `${item.family} · ${item.mode} · ${item.capture} · seed ${item.seed}`;
+    el("h2", { id: "panel-title" }, title), extra);
+}
+
+function casePanel(short) {
+  const item = { ...short, ...subjectOf(short) };
+  const records = recordsOf(short);
+  const worst = [...records.values()].find((one) => one.failed);
+  const record = records.get(state.backend) || worst || [...records.values()][0];
+  const place = [item.family, item.mode, item.capture, item.dtype, item.granularity, `seed ${item.seed}`].filter(Boolean).join(" · ");
   const stage = record.stage === null ? null : el("span", {}, ` in step ${record.stage}`);
   const parameters = Object.entries(item.parameters).map(([name, value]) => el("code", {}, `${name}: ${value}`));
-  return [head,
+  return [headOf(item.case, backendSwitch(records, record)),
     el("p", { class: "headline" }, word(record.verdict), stage, el("span", { class: "quiet" }, ` on ${record.backend} · ${place}`)),
+    ...changeOf(record),
     record.known === null ? null : el("p", { class: "known" }, el("strong", {}, record.failed ? "Passes, but is known to fail: " : "Known failure: "), record.known),
     record.lapsed === null ? null : el("p", { class: "known" }, el("strong", {}, "No longer a known failure: "), record.lapsed),
     el("p", { class: "why" }, el("strong", {}, "Why: "), item.why),
     ...record.notes.map((note) => el("p", { class: "why" }, el("strong", {}, "Note: "), note)),
     parameters.length ? el("p", { class: "parameters" }, ...parameters) : null,
-    ...findingsOf(record), ...errorOf(record), ...operatorsOf(record), ...measuresOf(record), ...layersOf(record), ...secondsOf(record),
+    ...findingsOf(record), ...errorOf(record), ...operatorsOf(record, records), ...roundingOf(records, record), ...measuresOf(record),
+    ...layersOf(record), ...secondsOf(record),
     el("h3", {}, "Reproduce"),
     command(`conformance show ${shell(item.case)} --backend ${shell(record.backend)}`),
+    command(`conformance show ${shell(item.case)} --backend ${shell(record.backend)} --script > case.py`),
     command(`pytest ${shell(pytestItem(item, record.backend))} --backend ${shell(record.backend)}`),
     el("h3", {}, "Spec"), el("p", { class: "quiet" }, `${item.path}:${item.line}`), el("pre", { tabindex: "0" }, item.yaml),
-  ].filter((part) => part !== null);
+  ];
 }
 
-function backendSwitch(item, record) {
-  if (item.records.size < 2) return null;
-  const buttons = [...item.records.values()].map((other) => {
+function changeOf(record) {
+  if (!record.change) return [];
+  const [kind, shifts] = record.change;
+  const texts = shifts.map(([what, before, after]) => `${what} ${[before, after].filter(Boolean).join(" → ")}`);
+  return [el("p", { class: "known" }, el("strong", {}, `${SIGNS[kind]} ${kind}: `), texts.join("; "))];
+}
+
+function backendSwitch(records, record) {
+  if (records.size < 2) return null;
+  const buttons = [...records.values()].map((other) => {
     const pressed = String(other === record);
     const element = button(other.backend, () => go({ backend: other.backend }), { "aria-pressed": pressed, "data-keep": `on ${other.backend}` });
     element.append(" ", word(other.verdict));
     return element;
   });
   return el("div", { class: "switch", role: "group", "aria-label": "backend" }, ...buttons);
-}
-
-function table(heads, rows) {
-  const head = el("tr", {}, ...heads.map((name) => el("th", { scope: "col" }, name)));
-  return el("table", { class: "plain" }, el("thead", {}, head), el("tbody", {}, ...rows));
 }
 
 function findingsOf(record) {
@@ -68,27 +80,80 @@ function findingsOf(record) {
 }
 
 function errorOf(record) {
-  return record.error ? [el("h3", {}, "Error"), el("pre", { class: "error", tabindex: "0" }, record.error)] : [];
+  const texts = [["Error", record.error], ["Printed by the backend's libraries", record.stderr]].filter(([, text]) => text);
+  return texts.flatMap(([title, text]) => [el("h3", {}, title), el("pre", { class: "error", tabindex: "0" }, text)]);
 }
 
-function operatorsOf(record) {
-  const { expected_ops: expected, executed_ops: executed } = record;
-  const names = [...new Set([...Object.keys(expected), ...Object.keys(executed)])];
+// What was expected, and beside it what every backend executed; the one that is looked at comes first.
+function operatorsOf(record, records) {
+  const expected = record.expected_ops;
+  const ran = [record, ...[...records.values()].filter((other) => other !== record && Object.keys(other.executed_ops).length)];
+  const names = [...new Set([expected, ...ran.map((one) => one.executed_ops)].flatMap(Object.keys))];
+  const cell = (want, count) => {
+    const differs = want !== undefined && want !== count;
+    return el("td", { class: differs ? "num differs" : "num" }, differs ? `${count} ≠` : String(count || "·"));
+  };
   const rows = names.map((name) => {
-    const [want, ran] = [expected[name], executed[name] || 0];
-    const note = want === undefined ? "not asked for" : want === ran ? "as expected" : "≠ differs";
-    return el("tr", want !== undefined && want !== ran ? { class: "differs" } : {},
-      el("th", { scope: "row" }, name), el("td", { class: "num" }, want === undefined ? "" : String(want)),
-      el("td", { class: "num" }, String(ran)), el("td", {}, note));
+    const want = expected[name];
+    const counts = ran.map((one) => (Object.keys(one.executed_ops).length ? cell(want, one.executed_ops[name] || 0) : el("td", { class: "num" }, "not run")));
+    return el("tr", {}, el("th", { scope: "row" }, name), el("td", { class: "num" }, want === undefined ? "" : String(want)), ...counts);
   });
   const list = (label, ops) => {
     const parts = Object.entries(ops).map(([name, count]) => el("code", {}, `${name} × ${count}`));
     return parts.length ? el("p", { class: "parameters" }, el("strong", {}, label), ...parts) : null;
   };
-  const lists = [list("Float graph: ", record.float_ops), list("Backend's own names: ", record.native_ops)];
-  const shown = rows.length ? table(["operator", "expected", "executed", ""], rows) : null;
+  const others = ran.slice(1).map((one) => list(`${one.backend}: `, one.native_ops)).filter(Boolean);
+  const lists = [list("Float graph: ", record.float_ops), list("Backend's own names: ", record.native_ops),
+    others.length ? el("details", {}, el("summary", {}, "other backends' own names"), ...others) : null];
+  const heads = ["operator", "expected", ...ran.map((one) => one.backend)];
+  const shown = rows.length ? scrolled("operators by backend", table(heads, rows)) : null;
   const parts = [shown, ...lists].filter((part) => part !== null);
-  return parts.length ? [el("h3", {}, "Operators"), ...parts] : [];
+  return parts.length ? [el("h3", {}, "Operators: expected, and executed"), ...parts] : [];
+}
+
+// ---- how the integers came about: properties of each backend, and how far its integers are off
+
+function roundingOf(records, record) {
+  const all = [...records.values()];
+  const names = [...new Set(all.flatMap((one) => Object.keys(one.properties)))].sort();
+  const told = all.filter((one) => Object.keys(one.properties).length);
+  const rows = told.map((one) => el("tr", one === record ? { class: "marked" } : {},
+    el("th", { scope: "row" }, one.backend), ...names.map((name) => el("td", {}, one.properties[name] || "·"))));
+  const properties = rows.length ? [el("h3", {}, "Shown of the arithmetic"), table(["backend", ...names.map((name) => name.replaceAll("_", " "))], rows)] : [];
+  const counted = all.filter((one) => Object.keys(one.histogram).length);
+  return counted.length ? [...properties, el("h3", {}, "Integers by distance from the exact ones, in quanta"),
+    scrolled("histogram by backend", histogramOf(counted, record))] : properties;
+}
+
+// Whole quanta from the least to the greatest that any backend shows; beyond `FAR` they are counted together.
+const FAR = 9;
+
+function histogramOf(counted, record) {
+  const clipped = counted.map((one) => {
+    const bins = new Map();
+    for (const [quanta, count] of Object.entries(one.histogram)) {
+      const place = Math.max(-FAR, Math.min(FAR, Number(quanta)));
+      bins.set(place, (bins.get(place) || 0) + count);
+    }
+    return bins;
+  });
+  const places = clipped.flatMap((bins) => [...bins.keys()]);
+  const [low, high] = [Math.min(-1, ...places), Math.max(1, ...places)];
+  const bins = Array.from({ length: high - low + 1 }, (_, i) => low + i);
+  const label = (place) => (place === -FAR ? `≤ −${FAR}` : place === FAR ? `≥ ${FAR}` : place > 0 ? `+${place}` : String(place).replace("-", "−"));
+  const rows = counted.map((one, i) => {
+    const whole = [...clipped[i].values()].reduce((sum, count) => sum + count, 0);
+    return el("tr", one === record ? { class: "marked" } : {}, el("th", { scope: "row" }, one.backend),
+      ...bins.map((place) => countCell(clipped[i].get(place) || 0, whole, place)));
+  });
+  return table(["backend", ...bins.map(label)], rows, { class: "plain histogram" });
+}
+
+// The bar is logarithmic: one integer of a thousand must be seen.
+function countCell(count, whole, place) {
+  const bar = el("span", { class: place ? "column off" : "column", "aria-hidden": "true" });
+  bar.style.height = `${count ? 3 + (27 * Math.log1p(count)) / Math.log1p(whole) : 0}px`;
+  return el("td", { class: "num", title: share(count, whole) }, bar, count ? String(count) : "·");
 }
 
 function measuresOf(record) {
@@ -100,8 +165,7 @@ function measuresOf(record) {
     ["exact roundings", m.exact === null ? null : share(m.exact, judged), ""], ["within a tie", m.tie, ""], ["wrong roundings", m.wrong, ""],
   ].filter(([, value]) => value !== null);
   if (!rows.length) return [];
-  const entries = rows.map(([label, value, unit]) => el("div", {}, el("dt", {}, label), el("dd", {}, `${value} ${unit}`)));
-  return [el("h3", {}, "Accuracy and equality"), el("dl", { class: "facts" }, ...entries)];
+  return [el("h3", {}, "Accuracy and equality"), factsOf(rows.map(([label, value, unit]) => [label, `${value} ${unit}`]))];
 }
 
 function secondsOf(record) {
@@ -116,36 +180,24 @@ function secondsOf(record) {
   return [el("h3", {}, `Time: ${(whole * 1000).toFixed(1)} ms`), el("ul", { class: "times" }, ...rows)];
 }
 
-function shell(text) {
-  return /^[\w:.,/=-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
-}
-
 // In pytest an item is named by its spec, with the backend before mode, capture and parameters; the file says the suite.
 function pytestItem(item, backend) {
   return `${item.path}::${item.case.replace(`${item.family}::`, "").replace("[", () => `[${backend}-`)}`;
 }
 
-function command(text) {
-  const code = el("code", {}, text);
-  const copy = button("copy", async () => {
-    getSelection().selectAllChildren(code);
-    // Where a page from a file may not use the clipboard, the selection is what the older way copies.
-    const done = await navigator.clipboard?.writeText(text).then(() => true, () => document.execCommand("copy"));
-    status.textContent = done ? "copied" : "selected";
-  }, { "aria-label": `copy: ${text}` });
-  const status = el("span", { role: "status", class: "quiet" });
-  return el("div", { class: "command" }, code, copy, status);
-}
-
 function step(by) {
-  const links = stops().filter((stop) => stop.tagName === "A").map((stop) => stop.closest("tr").item);
-  const next = links[links.indexOf($("panel").item) + by];
+  if (!$("panel").item) {
+    const backend = data.backends[data.backends.indexOf(state.backend) + by];
+    if (backend) go({ backend });
+    return;
+  }
+  const seen = data.rows.filter((item) => !item.row.hidden);
+  const next = seen[seen.indexOf($("panel").item) + by];
   if (next) go({ case: next.case });
 }
 
 function onPanelClose() {
   const { item } = $("panel");
-  if (state.case) go({ case: "", backend: "" });
-  const stop = stops().includes(item.link) ? item.link : $("matrix");
-  stop.focus();
+  if (state.case || state.backend) go({ case: "", backend: "" });
+  (item && !item.row.hidden ? item.link : $("matrix")).focus();
 }

@@ -166,6 +166,12 @@ def by_mode_and_capture(records: Sequence[Record]) -> Grid:
     return Grid(captures, rows)
 
 
+def failing(records: Sequence[Record], key: Callable[[Record], Label]) -> list[tuple[Label, int]]:
+    """List the groups that have records which count against the run, with how many, the most first."""
+    counts = Counter(key(record) for record in records if record.failed)
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
+
 def verdicts_seen(tallies: Sequence[Tally]) -> list[Verdict]:
     """List the verdicts that need a column: those with any count, in display order."""
     return [verdict for verdict in ORDER if any(group.counts.get(verdict) for group in tallies)]

@@ -17,6 +17,8 @@ from conformance.report import summary
 WIDTH: Final = 80
 MOST_FAILURES: Final = 20
 MOST_REASONS: Final = 10
+# Of more backends than this only one table is shown, a line for each.
+FEW: Final = 4
 
 # Long words are broken by hand: with every verdict present the table still fits into 80 columns.
 HEADINGS: Final[Mapping[Verdict, str]] = {
@@ -51,10 +53,16 @@ def render(run: Run, records: Sequence[Record]) -> str:
 
 def print_to(console: Console, run: Run, records: Sequence[Record]) -> None:
     """Print the report in the width and with the colours of `console`."""
-    for backend in run.backends:
+    if len(run.backends) > FEW:
+        console.print(Text(f"{summary.total(records).score} native", style="bold"))
+        console.print(_tallies("backend", summary.tally(records, summary.backend_of)), "", sep="\n")
+        console.print(_backends_by_mode(run, records), "", sep="\n")
+        _print_failing_families(console, records)
+    for backend in run.backends if len(run.backends) <= FEW else ():
         own = [record for record in records if record.backend == backend]
         title = f"{summary.one_line(backend, 40)}: {summary.total(own).score} native"
-        console.print(Text(title, style="bold"), _families(own), "", _modes(own), "", sep="\n")
+        families = _tallies("family", summary.tally(own, summary.family_of))
+        console.print(Text(title, style="bold"), families, "", _modes(own), "", sep="\n")
     _print_failures(console, summary.failures(records))
     _print_known(console, summary.known_failures(records))
     for line in summary.debts(run, records):
@@ -64,29 +72,42 @@ def print_to(console: Console, run: Run, records: Sequence[Record]) -> None:
         console.print(Text(f"Incomplete: {missing} of {run.planned} planned records are missing.", style="bold red"))
 
 
-def _families(records: Sequence[Record]) -> Table:
-    """One backend's table: a row for each operator family and a total."""
-    families = summary.tally(records, summary.family_of)
-    whole = summary.total(records)
-    seen = [verdict for verdict in summary.verdicts_seen([whole]) if verdict is not Verdict.NATIVE]
+def _tallies(heading: str, groups: Sequence[summary.Tally]) -> Table:
+    """A row for each group and a total."""
+    seen = [verdict for verdict in summary.verdicts_seen(groups) if verdict is not Verdict.NATIVE]
+    known = sum(group.known for group in groups)
     table = Table(
         box=SIMPLE_HEAD,
         show_edge=False,
         padding=(0, 1, 0, 0),
         show_footer=True,
     )
-    table.add_column("family", footer="total", overflow="fold")
-    table.add_column("native", footer=_count(whole), justify="right", no_wrap=True)
+    native = f"{sum(group.native for group in groups)} of {sum(group.scored for group in groups)}"
+    table.add_column(heading, footer="total", overflow="fold")
+    table.add_column("native", footer=native, justify="right", no_wrap=True)
     for verdict in seen:
-        count = str(whole.counts[verdict])
+        count = str(sum(group.counts.get(verdict, 0) for group in groups))
         table.add_column(HEADINGS[verdict], footer=count, justify="right", no_wrap=True, style=STYLES[verdict])
-    if whole.known:
-        table.add_column("known", footer=str(whole.known), justify="right", no_wrap=True)
-    for group in families:
+    if known:
+        table.add_column("known", footer=str(known), justify="right", no_wrap=True)
+    for group in groups:
         counts = [str(group.counts.get(verdict) or "·") for verdict in seen]
-        known = [str(group.known or "·")] if whole.known else []
-        table.add_row(Text(summary.one_line(group.label[0], WIDTH)), _count(group), *counts, *known)
+        extra = [str(group.known or "·")] if known else []
+        table.add_row(Text(summary.one_line(group.label[0], WIDTH)), _count(group), *counts, *extra)
     return table
+
+
+def _print_failing_families(console: Console, records: Sequence[Record]) -> None:
+    """Where many backends fail: a line for each family, with how often each of them does."""
+    counts = summary.failing(records, lambda record: (record.subject.family, record.backend))
+    lines = Table.grid(padding=(0, 2, 0, 0))
+    lines.add_column(no_wrap=True)
+    lines.add_column(overflow="fold")
+    for (family,), _ in summary.failing(records, summary.family_of):
+        shown = [f"{summary.one_line(backend, 40)} {count}" for (own, backend), count in counts if own == family]
+        lines.add_row(Text(summary.one_line(family, 40)), Text(", ".join(shown)))
+    if counts:
+        console.print(Text("Unexpected failures by family", style="bold"), lines, "", sep="\n")
 
 
 def _modes(records: Sequence[Record]) -> Table:
@@ -100,6 +121,22 @@ def _modes(records: Sequence[Record]) -> Table:
         table.add_row(
             Text(summary.one_line(mode, WIDTH)), *("·" if group is None else _count(group) for group in groups)
         )
+    return table
+
+
+def _backends_by_mode(run: Run, records: Sequence[Record]) -> Table:
+    """How many cases of each backend are native, by mode."""
+    cells = {
+        group.label: group for group in summary.tally(records, lambda record: (record.backend, record.subject.mode))
+    }
+    modes = sorted({mode for _, mode in cells})
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("native by mode", overflow="fold")
+    for mode in modes:
+        table.add_column(Text(summary.one_line(mode, WIDTH)), justify="right", overflow="fold")
+    for backend in run.backends:
+        counts = [_count(cells[backend, mode]) if (backend, mode) in cells else "·" for mode in modes]
+        table.add_row(Text(summary.one_line(backend, WIDTH)), *counts)
     return table
 
 

@@ -12,10 +12,28 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import import_module
 
-from conformance.record import Environment, Finding, Layer, Measures, Outcome, Record, Run, Subject, Verdict
+from conformance.record import (
+    Declared,
+    Environment,
+    Finding,
+    Layer,
+    Measures,
+    Outcome,
+    Record,
+    Run,
+    Subject,
+    Verdict,
+)
 from conformance.report import FORMATS
 
 BACKENDS = ("qlib", "torchao", "onnxruntime", "openvino")
+TWELVE = (
+    *("torch-jit:fbgemm", "torch-jit:qnnpack", "torch-fx:x86", "torchao-pt2e", "torchao-x86"),
+    *("qlib", "onnxruntime:all", "onnxruntime:none", "onnx-reference", "openvino:lpt", "executorch-xnnpack"),
+    "litert:builtin",
+)
+FACETS = (("uint8 × int8", "per channel"), ("int8 × int8", "per channel"), ("uint8 × int8", "per tensor"))
+ROUNDINGS = ("half_even", "half_even", "half_even or half_away", "half_up", "undecided")
 FAMILIES = ("activation", "add", "conv", "embedding", "linear", "norm", "pooling", "shape")
 STAGES = ("build", "capture", "prepare", "calibrate", "convert", "lower", "run", "judge")
 MODES = ("static", "dynamic", "qat")
@@ -61,13 +79,17 @@ def make_run(cases: int, backends: Sequence[str] = BACKENDS) -> Run:
         packages={"torch": "2.13.0", "onnxruntime": "1.23.0", "openvino": "2026.1.0", "torchao": "0.15.0"},
     )
     command = "conformance run specs --backend " + ",".join(backends)
-    return Run(environment, tuple(backends), cases * len(backends), command, "2026-01-31T09:30:00+00:00")
+    said = Declared({"example": "1.2"}, MODES, CAPTURES[:2], ("quantized::conv",), (), {"rounding": "half_even"})
+    declared = dict.fromkeys(backends, said)
+    started = "2026-01-31T09:30:00+00:00"
+    return Run(environment, tuple(backends), cases * len(backends), command, started, declared=declared)
 
 
 def make_subject(number: int, family: str = "") -> Subject:
     family = family or FAMILIES[number % len(FAMILIES)]
     mode, capture = MODES[number // 8 % 3], CAPTURES[number // 24 % 3]
-    spec = f"{family}_relu_{number // 72}"
+    spec = f"{family}_relu_{number // 24}"
+    dtype, granularity = FACETS[number // 5 % len(FACETS)]
     why = f"a relu after {family} must not cost a second requantization"
     return Subject(
         case=f"{family}::{spec}[{mode}-{capture}-bias=true-relu=ReLU()-number={number}]",
@@ -81,6 +103,8 @@ def make_subject(number: int, family: str = "") -> Subject:
         path=f"specs/{family}.qspec.yaml",
         line=10 + number,
         yaml=YAML.format(name=spec, why=why, family=family),
+        dtype=dtype,
+        granularity=granularity,
     )
 
 
@@ -101,8 +125,11 @@ def make_record(subject: Subject, backend: str = "qlib", verdict: Verdict = Verd
         executed_ops=fused.get(verdict, {**expected, "aten::dequantize": 1}) if ran else {},
         native_ops={f"{backend}.{subject.family}_int8": 1} if ran else {},
         measures=_measures(verdict, draw) if ran else Measures(),
-        layers=_layers(draw) if ran and draw.random() < 1 / 8 else (),
+        layers=_layers(draw) if ran and backend == "qlib" and draw.random() < 1 / 4 else (),
         seconds={stage: draw.uniform(1e-5, 3e-2) for stage in (STAGES if ran else STAGES[:3])},
+        properties={"rounding": draw.choice(ROUNDINGS)} if ran else {},
+        histogram=_histogram(draw) if ran else {},
+        stderr=f"{backend}: aborted at {draw.randrange(10**9):x}\n" * 8 if verdict is Verdict.CRASH else "",
     )
 
 
@@ -132,6 +159,11 @@ def _findings(subject: Subject, verdict: Verdict, draw: random.Random) -> tuple[
         Finding("debug_equal", Outcome.HELD, "0 quanta", "0 quanta"),
         accuracy.get(verdict, Finding("accuracy", Outcome.HELD, "SQNR of 30 dB or more", f"SQNR of {sqnr}")),
     )
+
+
+def _histogram(draw: random.Random) -> dict[str, int]:
+    off = {str(quanta): draw.randrange(1, 9) for quanta in range(-3, 4) if quanta and draw.random() < 1 / 4}
+    return {**off, "0": 512 - sum(off.values())}
 
 
 def _measures(verdict: Verdict, draw: random.Random) -> Measures:

@@ -1,0 +1,188 @@
+"""The data of the HTML page: a small index that the matrix is drawn from, and everything else, packed."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, field, fields
+from typing import Any, Final
+
+from conformance.diff import Change
+from conformance.record import Declared, Layer, Measures, Record, Run, Subject
+from conformance.report import summary
+from conformance.report.coverage import capabilities, coverage, lacks, properties
+from conformance.report.disagreement import disagree
+from conformance.report.layers import story
+
+# A traceback says what it has to say at its two ends, and so does what a library prints.
+LONGEST_ERROR: Final = 4000
+# What a row of the index says of a case, after its id; the texts are places in `texts`.
+CASE_TEXTS: Final = ("family", "mode", "capture", "dtype", "why")
+
+Changes = Mapping[tuple[str, str], Change]
+
+
+@dataclass
+class Values:
+    """JSON values, each kept once and named by its place: thousands of records share most of theirs."""
+
+    rows: list[Any] = field(default_factory=list)
+    places: dict[str, int] = field(default_factory=dict)
+
+    def place(self, value: Any) -> int:
+        """Return the place of a value, which is added if it is new."""
+        key = json.dumps(value)
+        if key not in self.places:
+            self.places[key] = len(self.rows)
+            self.rows.append(value)
+        return self.places[key]
+
+
+def index(run: Run, records: Sequence[Record], changes: Changes) -> dict[str, Any]:
+    """Return what the matrix and its filters need, as plain JSON values.
+
+    A row of `cases` is the id, the places of `CASE_TEXTS` in `texts`, whether backends disagree, and for each backend
+    the place in `cells` of (verdict's place, failed, known, kind of change), -1 where it has no record.
+    """
+    texts, cells = Values(), Values()
+    verdicts = {verdict: place for place, verdict in enumerate(summary.ORDER)}
+    by_case: dict[str, dict[str, Record]] = {}
+    for record in records:
+        by_case.setdefault(record.subject.case, {})[record.backend] = record
+    rows = []
+    for case, own in by_case.items():
+        subject = next(iter(own.values())).subject
+        places = []
+        for backend in run.backends:
+            if (found := own.get(backend)) is None:
+                places.append(-1)
+                continue
+            change = changes.get((backend, case))
+            flags = (int(found.failed), int(found.known is not None), str(change.kind) if change else "")
+            places.append(cells.place([verdicts[found.verdict], *flags]))
+        named = [texts.place(getattr(subject, name)) for name in CASE_TEXTS]
+        rows.append([case, *named, int(disagree(list(own.values()))), places])
+    return {
+        "backends": list(run.backends),
+        "verdicts": [[str(verdict), summary.GLYPHS[verdict]] for verdict in summary.ORDER],
+        "texts": texts.rows,
+        "cells": cells.rows,
+        "cases": rows,
+    }
+
+
+def details(run: Run, records: Sequence[Record], changes: Changes) -> dict[str, Any]:
+    """Return the data of the panels as plain JSON values.
+
+    `values` holds every distinct value; `cases.rows` and `records.rows` hold places in it, in the order of
+    `fields`. In a record `subject` is a row of `cases`, `findings` a list of places, `measures` the numbers
+    themselves in the order of `measures`, and `seconds` the place of the steps' names followed by the numbers.
+    `layers` is the place of None, or of what `story` says of them and a row for each in the order of `layers`.
+    `change` is the place of None, or of the kind of change and its shifts. `pages` has an entry for each backend.
+    """
+    values = Values()
+    cases: dict[str, int] = {}
+    case_rows: list[list[int]] = []
+    record_rows: list[list[Any]] = []
+    for record in records:
+        subject = record.subject
+        if subject.case not in cases:
+            cases[subject.case] = len(case_rows)
+            case_rows.append([values.place(_plain(getattr(subject, key.name))) for key in fields(Subject)])
+        change = changes.get((record.backend, subject.case))
+        record_rows.append([*_row(record, cases[subject.case], values), values.place(_changed(change))])
+    return {
+        "measures": [key.name for key in fields(Measures)],
+        "layers": [key.name for key in fields(Layer)],
+        "values": values.rows,
+        "cases": {"fields": [key.name for key in fields(Subject)], "rows": case_rows},
+        "records": {"fields": [*(key.name for key in fields(Record)), "change"], "rows": record_rows},
+        "pages": {name: page(run, name, records) for name in run.backends},
+    }
+
+
+def _row(record: Record, case: int, values: Values) -> list[Any]:
+    """One record as a row; the columns that need their own form replace the place of their value."""
+    special: dict[str, Any] = {
+        "subject": case,
+        "findings": [values.place([f.check, f.outcome, f.expected, f.got]) for f in record.findings],
+        "measures": [_number(getattr(record.measures, key.name)) for key in fields(Measures)],
+        "seconds": [values.place(list(record.seconds)), *map(_number, record.seconds.values())],
+        "error": values.place(_shortened(record.error)),
+        "stderr": values.place(_shortened(record.stderr)),
+        "layers": values.place(_layers(record.layers)),
+    }
+    names = [key.name for key in fields(Record)]
+    return [special[name] if name in special else values.place(_plain(getattr(record, name))) for name in names]
+
+
+def _layers(layers: Sequence[Layer]) -> dict[str, Any] | None:
+    if not layers:
+        return None
+    return {**asdict(story(layers)), "rows": [list(layer.to_json().values()) for layer in layers]}
+
+
+def _changed(change: Change | None) -> list[Any] | None:
+    return None if change is None else [change.kind, [[each.what, each.before, each.after] for each in change.shifts]]
+
+
+def page(run: Run, backend: str, records: Sequence[Record]) -> dict[str, Any]:
+    """Return what the page shows of one backend: declared and shown, properties, known failures, coverage."""
+    own = [record for record in records if record.backend == backend]
+    said = run.declared.get(backend, Declared())
+    covered = coverage(backend, records)
+    known = summary.known_failures(own)
+    grid = summary.by_mode_and_capture(own)
+    return {
+        "versions": dict(said.versions),
+        "missing": list(said.missing),
+        "score": summary.total(own).score,
+        "grid": [
+            list(grid.captures),
+            [[mode, [group and [group.native, group.scored] for group in groups]] for mode, groups in grid.rows],
+        ],
+        "capabilities": [[*astuple(each), each.verdict] for each in capabilities(said, own)],
+        "lacks": [list(astuple(each)) for each in lacks(said, own)],
+        "properties": [[*astuple(each), each.contradicted] for each in properties(said, own)],
+        "known": [[group.reason, len(group.cases), group.cases[0]] for group in known],
+        "debts": [line for line in summary.debts(run, records) if line.startswith(f"{backend}: ")],
+        "columns": [list(column) for column in covered.columns],
+        "coverage": [[name, cells] for name, cells in covered.rows],
+        "never_asked": covered.never_asked(),
+        "never_native": covered.never_native(),
+    }
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def _number(value: float | None) -> float | str | None:
+    """Five significant digits; what JSON has no number for (an infinite SQNR) becomes text."""
+    if value is None or isinstance(value, int):
+        return value
+    return float(f"{value:.5g}") if math.isfinite(value) else str(value)
+
+
+def _shortened(error: str | None) -> str | None:
+    if error is None or len(error) <= LONGEST_ERROR:
+        return error
+    half = LONGEST_ERROR // 2
+    return f"{error[:half]}\n[… {len(error) - 2 * half} characters left out …]\n{error[-half:]}"
+
+
+def embed(data: Any) -> str:
+    """Return JSON that may stand inside a script element: without `<`, no tag can end or open there."""
+    return _compact(data).replace("<", "\\u003c")
+
+
+def pack(data: Any) -> str:
+    """Return JSON deflated (RFC 1951, with the zlib header of RFC 1950) and in base64, for what is read later."""
+    return base64.b64encode(zlib.compress(_compact(data).encode(), 9)).decode()
+
+
+def _compact(data: Any) -> str:
+    return json.dumps(data, separators=(",", ":"), allow_nan=False)
