@@ -40,6 +40,15 @@ cases:
      expect: {output: [{shape: [1]}]}}
   - {id: three, why: w, module: {python: "a.b:c"}, inputs: {x: {shape: []}}, calibration: 4,
      qconfig: {activation: null, weight: null}, expect: {ops: {quantized::relu: 1}}}
+  - id: four
+    why: w
+    matrix: {t: [uint8]}
+    graph:
+      inputs: {x: {shape: [1], dtype: "${t}", scale: 1, zero_point: 3}, i: {shape: [1], dtype: int64}}
+      constants: {w: {shape: [2, 3], dtype: int8, scale: [1, 0.5], axis: 0, zero_point: [1, 2]}}
+      compute: text
+      output: [{dtype: int8, scale: 1}, null]
+    expect: {ops: {quantized::relu: 1}}
 """
 TYPES = {
     "object": dict, "array": list, "string": str, "boolean": bool, "null": type(None), "integer": int,
@@ -90,7 +99,8 @@ def test_the_json_schema_takes_a_file_as_it_is_written():
         ("dtype: int8", "dtype: int7"), ("debug_equal: none", "debug_equal: 1"), ("    why: because\n", ""),
         ("calibration: 3", "calibration: a"), ("forward: text}", "backward: text}"), ("{static: {", "{statik: {"),
         ("timeout: 3", "timeout: x"), ("defaults: {", "defaults: {why: a, "), ("n: [1, 2]", "n: 1"),
-        ('python: "a.b:c"', "python: a"),
+        ('python: "a.b:c"', "python: a"), ("compute: text", "comptue: text"), ("scale: [1, 0.5]", "scale: a"),
+        ("axis: 0", "axes: 0"),
     ],
 )  # fmt: skip
 def test_the_json_schema_refuses_mistakes(old, new):
@@ -99,7 +109,7 @@ def test_the_json_schema_refuses_mistakes(old, new):
 
 
 def test_every_property_of_a_case_is_described():
-    for definition in ("Case", "TensorSpec", "Expect", "Accuracy", "QSpecModel"):
+    for definition in ("Case", "TensorSpec", "Expect", "Accuracy", "QSpecModel", "GraphSpec", "GraphTensor"):
         schema = SCHEMA["$defs"][definition]
         for name, each in schema["properties"].items():
             assert "description" in json.dumps(each), (definition, name)
