@@ -20,7 +20,7 @@ from conformance.case import Case
 from conformance.checks import judge, measure, verdict
 from conformance.compare import Rounding
 from conformance.deadline import DeadlinePassed, deadline
-from conformance.errors import ConformanceError, Inexpressible, Unsupported
+from conformance.errors import ConformanceError, Crashed, Inexpressible, Unsupported
 from conformance.inputs import calibration_of, inputs_of
 from conformance.layers import measure_layer
 from conformance.modules import build
@@ -104,6 +104,8 @@ def _tried(case: Case, backend: Backend, name: str, stages: Stages, limits: Limi
         found = Verdict.UNSUPPORTED if declared else Verdict.WRONG
         text = f"{refusal}" if declared else f"refused without having declared it: {refusal}"
         return Trial(_record(case, name, stages, found, error=text))
+    except Crashed as death:
+        return Trial(_record(case, name, stages, Verdict.CRASH, error=str(death)))
     except Inexpressible as limit:
         text = f"can't be put to this backend: {limit}"
         return Trial(_record(case, name, stages, Verdict.UNSUPPORTED, error=text))
