@@ -20,7 +20,7 @@ from conformance.case import Case
 from conformance.checks import judge, measure, verdict
 from conformance.compare import Rounding
 from conformance.deadline import DeadlinePassed, deadline
-from conformance.errors import ConformanceError, Inexpressible, Unsupported
+from conformance.errors import ConformanceError, Crashed, Inexpressible, Unsupported
 from conformance.inputs import calibration_of, inputs_of
 from conformance.layers import measure_layer
 from conformance.modules import build
@@ -34,6 +34,7 @@ from conformance.vocabulary import Mode
 OURS = frozenset({"build", "judge"})
 CASE_SECONDS = 60.0
 Announce = Callable[[str], None]
+_ENDS = {Crashed: (Verdict.CRASH, "{}"), Inexpressible: (Verdict.UNSUPPORTED, "can't be put to this backend: {}")}
 
 
 def _silent(step: str) -> None:
@@ -104,9 +105,9 @@ def _tried(case: Case, backend: Backend, name: str, stages: Stages, limits: Limi
         found = Verdict.UNSUPPORTED if declared else Verdict.WRONG
         text = f"{refusal}" if declared else f"refused without having declared it: {refusal}"
         return Trial(_record(case, name, stages, found, error=text))
-    except Inexpressible as limit:
-        text = f"can't be put to this backend: {limit}"
-        return Trial(_record(case, name, stages, Verdict.UNSUPPORTED, error=text))
+    except (Crashed, Inexpressible) as end:
+        found, text = _ENDS[type(end)]
+        return Trial(_record(case, name, stages, found, error=text.format(end)))
     except Exception as error:
         ours = stages.current in OURS
         text = str(error) if isinstance(error, ConformanceError) else traceback.format_exc()

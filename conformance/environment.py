@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ def installed(packages: Sequence[str]) -> tuple[dict[str, str], tuple[str, ...]]
     return versions, tuple(missing)
 
 
+@functools.cache
 def suite_version() -> str:
     """The version of the installed distribution."""
     try:

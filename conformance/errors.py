@@ -5,6 +5,7 @@ ConformanceError                anything this package raises on purpose
 ├── UsageError                  a command or a call names something that does not exist (exit code 2)
 ├── EnvironmentTrouble          a missing package, an unwritable file: not the backend's fault (exit code 3)
 ├── Unsupported                 a backend says that it can't do this case
+├── Crashed                     the process that a backend computes in has died
 └── Inexpressible               the suite can't put a case to a backend
 """
 
@@ -70,6 +71,10 @@ class Unsupported(ConformanceError):  # noqa: N818  (a declared answer, not a fa
     def __init__(self, message: str, feature: str = "") -> None:
         self.feature = feature
         super().__init__(message)
+
+
+class Crashed(ConformanceError):  # noqa: N818  (what happened, as the verdict says it)
+    """Raised where a backend computes in a process of its own, which has died; the text says how."""
 
 
 class Inexpressible(ConformanceError):  # noqa: N818  (a limit of the suite, no fault)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
-    from conformance.backend import About, Backend
+    from conformance.backend import About, Backend, Quantized, Stage, Task
     from conformance.case import Case
 
 # The exit status after trouble.
@@ -43,6 +43,22 @@ class Mouth:
             os._exit(0)
         self.channel.write(json.dumps(message, separators=(",", ":")) + "\n")
         self.channel.flush()
+
+
+@dataclass(frozen=True)
+class Introduced:
+    """A backend that has said what it is: to look up versions again would take longer than many a case."""
+
+    backend: Backend
+    said: About
+
+    def about(self) -> About:
+        """What the hello says."""
+        return self.said
+
+    def quantize(self, task: Task, stage: Stage) -> Quantized:
+        """As the backend does."""
+        return self.backend.quantize(task, stage)
 
 
 @functools.lru_cache(maxsize=256)
@@ -78,14 +94,14 @@ def hello_of(about: About) -> dict[str, Any]:
     return {**said, "python": platform.python_version()}
 
 
-def open_here(name: str) -> tuple[Backend, dict[str, Any]]:
-    """Make the backend, and its hello. Raises ImportError, ConformanceError, or whatever `about()` raises."""
+def open_here(name: str) -> Introduced:
+    """Make the backend and ask it once. Raises ImportError, ConformanceError, or whatever `about()` raises."""
     from conformance.backends import open_backend
 
     if find_spec("torch") is None:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
     backend = open_backend(name)
-    return backend, hello_of(backend.about())
+    return Introduced(backend, backend.about())
 
 
 def main() -> None:
@@ -98,8 +114,8 @@ def main() -> None:
     os.dup2(2, 1)
     _limit_memory()
     try:
-        backend, hello = open_here(options.backend)
-        mouth.say({"hello": hello})
+        backend = open_here(options.backend)
+        mouth.say({"hello": hello_of(backend.said)})
     except ModuleNotFoundError as error:
         mouth.say({"trouble": f"{sys.executable} has no module {error.name!r}: install it there ({error})"})
         sys.exit(TROUBLE)

@@ -26,6 +26,7 @@ class Tier(StrEnum):
 
     USUAL = "usual"
     SLOW = "slow"
+    NAMED = "named"
     MINIATURE = "miniature"
 
 
@@ -72,6 +73,7 @@ BUILTIN: Mapping[str, Entry] = MappingProxyType(
         "torchao-inductor": Entry("conformance.backends.torchao_pt2e:inductor", tier=Tier.SLOW),
         "executorch-xnnpack": Entry("conformance.backends.executorch_xnnpack:backend"),
         "litert": Entry("conformance.backends.litert:backend", ("xnnpack", "builtin", "reference")),
+        "exec": Entry("conformance.backends.external:backend", tier=Tier.NAMED),
         "always-wrong": _lies("always_wrong"),
         "off-by-one": _lies("off_by_one"),
         "float-only": _lies("float_only"),

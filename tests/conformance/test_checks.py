@@ -106,7 +106,10 @@ LIES = {
         replace(evidence(), outputs=(RIGHT * 0,), repeated=(RIGHT * 0,), explained=None, debug_outputs=None),
         Verdict.WRONG,
     ),
-    "output": (replace(evidence(), outputs=(RIGHT.double(),), repeated=(RIGHT.double(),)), Verdict.WRONG),
+    "output": (
+        replace(evidence(), float_outputs=(FLOATS.double(),), outputs=(RIGHT.double(),), repeated=(RIGHT.double(),)),
+        Verdict.WRONG,
+    ),
     "layers": (replace(evidence(), layers=(layer(48.0), layer(19.9), layer(30.0))), Verdict.WRONG),
 }
 
@@ -121,6 +124,18 @@ def test_every_check_catches_its_lie(check: str) -> None:
     findings = judge(lie, EXPECT)
     assert outcomes(findings)[check] is Outcome.FAILED
     assert verdict(findings) is expected
+
+
+@pytest.mark.parametrize("outputs", [(), (RIGHT, RIGHT), (RIGHT.double(),), (RIGHT.int(),), (RIGHT[None],)])
+def test_outputs_of_another_number_shape_or_type_are_wrong_and_not_compared(outputs: tuple[torch.Tensor, ...]) -> None:
+    found = judge(replace(evidence(), outputs=outputs, repeated=outputs), EXPECT)
+    assert outcomes(found) == {"structure": Outcome.FAILED}
+    assert found[0].expected == "outputs float32[3]"
+
+
+def test_a_step_is_told_of_every_output_or_none() -> None:
+    (found,) = judge(replace(evidence(), quanta=(STEP, STEP)), EXPECT)
+    assert (found.check, found.expected, found.got) == ("structure", "steps of 1 outputs", "steps of 2")
 
 
 def test_an_output_that_its_own_integers_do_not_explain_is_wrong() -> None:

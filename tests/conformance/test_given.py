@@ -10,7 +10,7 @@ import torch
 from small_specs import cases_of
 from torch import Tensor
 
-from conformance.backend import About, Process, Program, Quantized, Stage, Task
+from conformance.backend import About, Program, Quantized, Stage, Task
 from conformance.backends import open_backend
 from conformance.engine import run_case
 from conformance.record import Outcome, Record, Verdict
@@ -74,7 +74,7 @@ class Other:
     answer: Answer
 
     def about(self) -> About:
-        return About("other", {}, frozenset({"numerics"}), frozenset({"export"}), process=Process.SHARED)
+        return About("other", {}, frozenset({"numerics"}), frozenset({"export"}))
 
     def quantize(self, task: Task, stage: Stage) -> Quantized:
         given = given_graph(task, stage)

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 from small_specs import written
 
-from conformance.backend import Process
-from conformance.backends import BUILTIN, Tier, open_backend
+from conformance.backends import BUILTIN, Process, Tier, open_backend, process_of
 from conformance.backends.qlib import vocabulary
 from conformance.case import Case, expand
 from conformance.engine import run_case
@@ -25,6 +24,7 @@ IN_PROCESS = {
     "claims-everything": Verdict.FALLBACK,
     "undeclared-refusal": Verdict.WRONG,
     "first-call-only": Verdict.WRONG,
+    **{f"bad-output:{target}": Verdict.WRONG for target in BUILTIN["bad-output"].targets},
 }
 OF_THEIR_OWN = {"crashes": Verdict.CRASH, "hangs": Verdict.TIMEOUT}
 # The check by which each lie is found out.
@@ -34,6 +34,8 @@ GIVEN_AWAY_BY = {
     "float-only": "ops",
     "claims-everything": "really_ran",
     "first-call-only": "repeatable",
+    **{f"bad-output:{target}": "structure" for target in BUILTIN["bad-output"].targets if target != "nan"},
+    "bad-output:nan": "accuracy",
 }
 
 
@@ -56,7 +58,8 @@ def failed_checks(record: Record) -> set[str]:
 
 def test_every_miniature_has_its_verdict_here() -> None:
     miniatures = {name for name, entry in BUILTIN.items() if entry.tier is Tier.MINIATURE}
-    assert {name.partition(":")[0] for name in [*IN_PROCESS, *OF_THEIR_OWN]} == {*miniatures, "qlib"}
+    here = {name.partition(":")[0] for name in [*IN_PROCESS, *OF_THEIR_OWN]}
+    assert here | {"bad-process", "bad-about", "too-much"} == {*miniatures, "qlib"}, "the last are in test_misbehaving"
 
 
 def test_the_cases_that_tell_are_many_and_of_both_modes() -> None:
@@ -80,11 +83,12 @@ def test_each_case_of_theirs_is_a_record_of_its_own(name: str, tmp_path: Path) -
     path = written(tmp_path)
     cases = [case for case in expand(load(path, vocabulary())) if case.spec_id == "linear"]
     assert [str(case.mode) for case in cases] == ["static", "dynamic"]
-    assert open_backend(name).about().process is Process.OWN
-    records = list(run_jobs([Job(case, name) for case in cases], workers=1, seconds=1.5 if name == "hangs" else 60.0))
+    assert process_of(name) is Process.OWN
+    records = list(run_jobs([Job(case, name) for case in cases], workers=1, seconds=6.0 if name == "hangs" else 60.0))
     assert [record.verdict for record in records] == [OF_THEIR_OWN[name]] * 2
     assert [record.subject.case for record in records] == [case.id for case in cases]
-    assert all(("SIGSEGV" if name == "crashes" else "no answer within 1.5 s") in record.error for record in records)
+    assert [record.stage for record in records] == ["run"] * 2
+    assert all(("SIGSEGV" if name == "crashes" else "no answer within 3 s of") in record.error for record in records)
 
 
 def test_a_refusal_says_that_it_was_not_declared() -> None:

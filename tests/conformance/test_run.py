@@ -76,7 +76,7 @@ def test_one_backend_of_its_own_process_takes_all_there(tmp_path: Path, monkeypa
     asked: list[tuple[int, int]] = []
 
     def run_jobs(
-        jobs: Sequence[pool.Job], workers: int, seconds: float, options: Sequence[str]
+        jobs: Sequence[pool.Job], workers: int, seconds: float, known: pool.Acquaintances
     ) -> Generator[Record, None, None]:
         asked.append((len(jobs), workers))
         yield from ()
@@ -115,7 +115,7 @@ cases:
     refused, *_ = run(Plan(chosen, ("qlib",)), tmp_path / "1.jsonl")
     assert refused.verdict is Verdict.ERROR and "--allow-python" in refused.error
     for workers in (1, 2):
-        plan = Plan(chosen, ("qlib",), workers=workers, options=("--allow-python",))
+        plan = Plan(chosen, ("qlib",), workers=workers, terms=pool.Terms(("--allow-python",)))
         allowed, *_ = run(plan, tmp_path / "2.jsonl")
         assert allowed.verdict is Verdict.NATIVE, allowed
 
@@ -148,10 +148,12 @@ def test_backends_of_others_cost_their_own_cases_only(tmp_path: Path, monkeypatc
         assert found["modest", case.id] == ("unsupported" if case.spec_id == "linear_relu" else "wrong")
 
 
-def test_a_backend_that_dies_in_its_hello_leaves_a_readable_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_backend_that_dies_in_its_hello_costs_its_own_cases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     offer(tmp_path, monkeypatch)
-    with pytest.raises(EnvironmentTrouble, match="exit status 9"):
-        run(Plan(cases(tmp_path)[:2], ("chatty", "dead")), tmp_path / "r.jsonl")
-    assert len(read(tmp_path / "r.jsonl").records) == 2
+    found = run(Plan(cases(tmp_path)[:2], ("dead", "chatty", "uninstalled")), tmp_path / "r.jsonl")
+    told = [(record.backend, str(record.verdict), record.stage) for record in found]
+    errors = [("dead", "error", "hello")] * 2, [("uninstalled", "error", "hello")] * 2
+    assert told == [*errors[0], *[("chatty", "native", None)] * 2, *errors[1]]
+    assert "exit status 9" in found[0].error and "no_such_package_of_test" in found[-1].error
+    head = read(tmp_path / "r.jsonl").run
+    assert head.declared["chatty"].versions and not head.declared["dead"].versions
