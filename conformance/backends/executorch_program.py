@@ -70,12 +70,13 @@ def _operands(node: Any) -> list[Any]:
 
 def _one(model: Any, node: Any) -> bool:
     """Whether a node is a constant of one element."""
-    return node.op == "get_attr" and attrgetter(node.target)(model).numel() == 1
+    return node.op == "get_attr" and bool(attrgetter(node.target)(model).numel() == 1)
 
 
 def executed(lowered: Lowered) -> tuple[Executed, ...]:
     """The operators that a program runs, in order."""
-    graph, found = lowered.manager.exported_program().graph_module, []
+    graph = lowered.manager.exported_program().graph_module
+    found: list[Executed] = []
     for node in graph.graph.nodes:
         if node.op != "call_function" or operator(node.target) in ("getitem", "alloc"):
             continue

@@ -105,7 +105,7 @@ def uncollected() -> Iterator[None]:
 class Scheme:
     """What the quantizer is asked: how activations and weights are quantized.
 
-    The observer `own` stands for what it does unless it is asked otherwise; `least` is the least integer of activations.
+    The observer `own` stands for what it does unless it is asked otherwise; `least` is activations' least integer.
     """
 
     dynamic: bool

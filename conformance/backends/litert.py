@@ -229,7 +229,7 @@ def _interpreter(content: bytes, kernels: str) -> Any:
 
 
 def _given(runner: Any, inputs: Any) -> dict[str, Any]:
-    """A call's tensors by the names of the inputs that the model has, of their types; it has none that it does not use."""
+    """A call's tensors by name and type as the model has its inputs; it has none that it does not use."""
     import numpy as np
 
     details = runner.get_input_details()

@@ -105,7 +105,7 @@ def test_what_the_quantizer_has_no_word_for_is_declared(qconfig: object, mode: s
 
 
 def test_a_conversion_is_known_by_all_that_decides_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    installed = {package: "1.0" for package in litert_model.CONVERTERS}
+    installed = dict.fromkeys(litert_model.CONVERTERS, "1.0")
     monkeypatch.setattr(litert_model, "version", installed.__getitem__)
 
     def key(module: torch.nn.Module, *inputs: torch.Tensor) -> str:
