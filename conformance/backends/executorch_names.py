@@ -90,7 +90,9 @@ def _names(
         return ()
     activations = []
     if any(part.bounded for part in parts):
-        activations = [_take(sources[reader].operator, left) for reader in source.readers if _absorbed(sources, reader, ran)]
+        activations = [
+            _take(sources[reader].operator, left) for reader in source.readers if _absorbed(sources, reader, ran)
+        ]
     precision = _precision(parts)
     if precision == "float":
         return tuple(f"aten::{part}" for part in (name, *activations))
@@ -127,7 +129,9 @@ def _precision(parts: list[Executed]) -> str:
 
 
 def _suffix(precision: str, name: str) -> str:
-    return {"static": "", "weight_only": "_weight_only"}.get(precision, "_per_token_dynamic" if name == "linear" else "_dynamic")
+    return {"static": "", "weight_only": "_weight_only"}.get(
+        precision, "_per_token_dynamic" if name == "linear" else "_dynamic"
+    )
 
 
 # Operators that change how numbers are stored, of XNNPACK and of ExecuTorch's own kernels.
@@ -149,6 +153,8 @@ SPELLED: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         **dict.fromkeys(("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "_unsafe_view"), _SHAPES),
         **dict.fromkeys(("slice", "select", "narrow", "split_with_sizes", "unbind", "split", "chunk"), _CUTS),
+        "hardtanh": ("hardtanh", "relu6"),
+        "clamp": ("clamp", "clamp_min", "clamp_max", "hardtanh", "relu6"),
         "permute": ("permute", "transpose", "channel_shuffle"),
         "transpose": ("transpose", "permute", "t"),
         "t": ("t", "transpose"),
@@ -160,4 +166,6 @@ SPELLED: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 # What a graph calls that is none of the module's operators.
-NO_OPERATORS = frozenset({"clone", "detach", "alias", "to", "_to_copy", "contiguous", "lift_fresh_copy", "getitem", "copy"})
+NO_OPERATORS = frozenset(
+    {"clone", "detach", "alias", "to", "_to_copy", "contiguous", "lift_fresh_copy", "getitem", "copy"}
+)

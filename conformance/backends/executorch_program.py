@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Any
 
 from conformance.backends.executorch_names import Executed, Source
@@ -45,12 +46,13 @@ def recorded() -> Iterator[dict[bytes, Any]]:
 
 
 def sources(model: Any) -> dict[str, Source]:
-    """The nodes of a quantized graph that call ATen operators, by name."""
+    """The nodes of a quantized graph that call operators, by name."""
     found = {}
     for node in model.graph.nodes:
         if node.op == "call_function":
-            readers = tuple(user.name for user in _readers(node))
-            found[node.name] = Source(node.name, operator(node.target), readers, any(map(_one, _operands(node))))
+            readers = tuple(user.name for user in node.users if user.op == "call_function")
+            scalar = any(_one(model, operand) for operand in _operands(node))
+            found[node.name] = Source(node.name, operator(node.target), readers, scalar)
     return found
 
 
@@ -61,24 +63,20 @@ def operator(target: Any) -> str:
     return name if name == "_to_copy" else name.removesuffix("_copy").removesuffix("_")
 
 
-def _readers(node: Any) -> list[Any]:
-    """Who takes a node's value."""
-    return [user for user in node.users if user.op == "call_function"]
-
-
 def _operands(node: Any) -> list[Any]:
     """A node's operands, as they are before they were dequantized."""
     return [arg.args[0] if "dequantize" in str(arg.target) else arg for arg in node.all_input_nodes]
 
 
-def _one(node: Any) -> bool:
-    value = node.meta.get("val")
-    return node.op == "get_attr" and value is not None and value.numel() == 1
+def _one(model: Any, node: Any) -> bool:
+    """Whether a node is a constant of one element."""
+    return node.op == "get_attr" and bool(attrgetter(node.target)(model).numel() == 1)
 
 
 def executed(lowered: Lowered) -> tuple[Executed, ...]:
     """The operators that a program runs, in order."""
-    graph, found = lowered.manager.exported_program().graph_module, []
+    graph = lowered.manager.exported_program().graph_module
+    found: list[Executed] = []
     for node in graph.graph.nodes:
         if node.op != "call_function" or operator(node.target) in ("getitem", "alloc"):
             continue
@@ -108,11 +106,15 @@ def _origin(node: Any) -> str:
 
 
 def _subgraph(graph: Any, origins: Mapping[int, str]) -> Iterator[Executed]:
-    kinds = {_tensor(value).id_out: _tensor(value).datatype.name.removeprefix("xnn_datatype_") for value in graph.xvalues}
+    kinds = {
+        _tensor(value).id_out: _tensor(value).datatype.name.removeprefix("xnn_datatype_") for value in graph.xvalues
+    }
     for node in graph.xnodes:
         union = node.xnode_union
         ids = {field.name: getattr(union, field.name) for field in fields(union)}
-        given = [ids[name] for name in ids if name.endswith("_id") and not name.startswith("output") and name != "bias_id"]
+        given = [
+            ids[name] for name in ids if name.endswith("_id") and not name.startswith("output") and name != "bias_id"
+        ]
         made = [ids[name] for name in ids if name.startswith("output") and name.endswith("_id")]
         yield Executed(
             type(union).__name__,

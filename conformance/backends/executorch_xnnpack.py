@@ -105,13 +105,14 @@ def uncollected() -> Iterator[None]:
 class Scheme:
     """What the quantizer is asked: how activations and weights are quantized.
 
-    `own` stands for what it does unless it is asked otherwise.
+    The observer `own` stands for what it does unless it is asked otherwise; `least` is activations' least integer.
     """
 
     dynamic: bool
     per_channel: bool = True
     symmetric: bool = False
     observer: str = "own"
+    least: int = -128
 
 
 def scheme(task: Task) -> Scheme:
@@ -133,7 +134,7 @@ def scheme(task: Task) -> Scheme:
     activation = rule.activation
     if activation.dtype not in ("uint8", "int8"):
         raise _lacking(f"{activation.dtype} activations")
-    if activation.range not in ((0, 255), (-128, 127)):
+    if activation.range not in ((0, 255), (-128, 127), (-127, 127)):
         raise _lacking("narrow ranges")
     if task.mode == "dynamic" or activation.observer == "runtime":
         if activation.symmetric:
@@ -143,7 +144,9 @@ def scheme(task: Task) -> Scheme:
         return Scheme(True, per_channel)
     if activation.observer not in OBSERVERS:
         raise _lacking(f"the observer {activation.observer}")
-    return Scheme(False, per_channel, activation.symmetric, activation.observer)
+    return Scheme(
+        False, per_channel, activation.symmetric, activation.observer, -127 if -127 in activation.range else -128
+    )
 
 
 def _weight(spec: Any) -> bool:
@@ -177,7 +180,9 @@ def _quantizer(asked: Scheme) -> Any:
     if asked.observer != "own":
         scale = torch.per_tensor_symmetric if asked.symmetric else torch.per_tensor_affine
         observer = getattr(pt2e, OBSERVERS[asked.observer]).with_args(eps=LEAST_SCALE)
-        activation = replace(config.input_activation, qscheme=scale, observer_or_fake_quant_ctr=observer)
+        activation = replace(
+            config.input_activation, quant_min=asked.least, qscheme=scale, observer_or_fake_quant_ctr=observer
+        )
         config = replace(config, input_activation=activation, output_activation=activation)
     quantizer = XNNPACKQuantizer()
     # Patterns of training are traced anew in each case, which takes seconds, and find nothing: batch norms are folded.

@@ -167,7 +167,7 @@ def _lacking(feature: str) -> Unsupported:
 
 
 def _quantized(source: bytes, asked: Recipe, task: Task) -> bytes:
-    """The model with integers, its inputs and outputs still real numbers; the model itself where nothing is quantized."""
+    """The model with integers between real inputs and outputs; the model as it is where nothing is quantized."""
     with contextlib.redirect_stdout(io.StringIO()):
         from ai_edge_quantizer import quantizer
 
@@ -229,12 +229,14 @@ def _interpreter(content: bytes, kernels: str) -> Any:
 
 
 def _given(runner: Any, inputs: Any) -> dict[str, Any]:
-    """A call's tensors by the names of the model's inputs, of the types that it has; it has none that it does not use."""
+    """A call's tensors by name and type as the model has its inputs; it has none that it does not use."""
     import numpy as np
 
     details = runner.get_input_details()
     named = {f"args_{position}": x for position, x in enumerate(inputs)}
-    return {name: np.ascontiguousarray(named[name].detach().numpy(), detail["dtype"]) for name, detail in details.items()}
+    return {
+        name: np.ascontiguousarray(named[name].detach().numpy(), detail["dtype"]) for name, detail in details.items()
+    }
 
 
 def open_interpreter(content: bytes, operators: tuple[str, ...], kernels: str) -> Program:

@@ -1,4 +1,4 @@
-"""Float modules as .tflite models: conversion, which is kept on disk since it takes most of a case's time, and reading."""
+"""Float modules as .tflite models: converted, which takes most of a case's time and is kept on disk, and read."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ CHANGED_INPUTS = "modules that change their inputs"
 KEPT = 4096
 # What the converter says where it, or the runtime, has no such operator.
 _REFUSALS = re.compile(
-    r"Lowering not found: \S+|failed to legalize operation '\S+'|not supported by the native TFLite runtime.*?TF Select ops: \w+",
+    r"Lowering not found: \S+|failed to legalize operation '\S+'"
+    r"|not supported by the native TFLite runtime.*?TF Select ops: \w+",
     re.DOTALL,
 )
 
@@ -71,11 +72,14 @@ def _key(exported: Any) -> str:
     import torch
 
     told = hashlib.sha256()
-    texts = [str(exported.graph), str(exported.graph_signature)]
+    texts = [str(part.graph) for part in exported.graph_module.modules() if hasattr(part, "graph")]
+    texts.append(str(exported.graph_signature))
     texts += [f"{node.name} {node.meta.get('val')}" for node in exported.graph.nodes if node.op == "placeholder"]
     texts += [f"{package} {version(package)}" for package in CONVERTERS]
     for name, value in sorted({**exported.state_dict, **exported.constants}.items()):
-        texts.append(f"{name} {value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"{name} {value!r}")
+        texts.append(
+            f"{name} {value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"{name} {value!r}"
+        )
         if isinstance(value, torch.Tensor):
             told.update(value.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     told.update("\n".join(texts).encode())
@@ -87,7 +91,9 @@ def _keep(place: Path, content: bytes) -> None:
     with tempfile.NamedTemporaryFile(dir=place.parent, suffix=".part", delete=False) as file:
         file.write(content)
     os.replace(file.name, place)
-    files = [(entry.stat().st_mtime, entry.path) for entry in os.scandir(place.parent) if entry.name.endswith(".tflite")]
+    files = [
+        (entry.stat().st_mtime, entry.path) for entry in os.scandir(place.parent) if entry.name.endswith(".tflite")
+    ]
     for _, path in sorted(files)[: max(0, len(files) - KEPT)]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)

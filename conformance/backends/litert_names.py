@@ -2,7 +2,7 @@
 
 An operator is quantized only where all numbers that it computes on are integers, or where its kernel takes real numbers
 and integer weights, which it multiplies as integers. A kind that may stand for several operators has the name of the
-next one of the module that it can be. What the converter added to change layouts and types is no operator of the module.
+next one of the module that it can be. What the converter adds to change layouts and types is no operator of the module.
 """
 
 from __future__ import annotations
@@ -118,7 +118,9 @@ def _dynamic(name: str) -> str:
     return "_per_token_dynamic" if name == "linear" else "_dynamic"
 
 
-_SUFFIXES = MappingProxyType({"static": lambda name: "", "dynamic": _dynamic, "weight_only": lambda name: "_weight_only"})
+_SUFFIXES = MappingProxyType(
+    {"static": lambda name: "", "dynamic": _dynamic, "weight_only": lambda name: "_weight_only"}
+)
 BORDERS = frozenset({"QUANTIZE", "DEQUANTIZE"})
 WITH_SCALAR = frozenset({"add", "sub", "rsub", "mul", "div"})
 WITH_RELU = frozenset(
@@ -239,5 +241,15 @@ STANDS_FOR: Mapping[str, tuple[str, ...]] = MappingProxyType(
 # Kinds that the converter puts in of its own: layouts, borders, types.
 ADDED = frozenset(
     {"TRANSPOSE", "RESHAPE", "SQUEEZE", "EXPAND_DIMS", "CAST", "PAD", "PADV2", "BROADCAST_TO", "SLICE", "STRIDED_SLICE"}
-    | {"LOGICAL_NOT", "LOGICAL_AND", "LOGICAL_OR", "LESS", "NOT_EQUAL", "EQUAL", "GREATER", "GREATER_EQUAL", "LESS_EQUAL"}
+    | {
+        "LOGICAL_NOT",
+        "LOGICAL_AND",
+        "LOGICAL_OR",
+        "LESS",
+        "NOT_EQUAL",
+        "EQUAL",
+        "GREATER",
+        "GREATER_EQUAL",
+        "LESS_EQUAL",
+    }
 )
