@@ -169,7 +169,15 @@ _ONE_SCALE = frozenset({torch.per_tensor_affine, torch.per_tensor_symmetric})
 
 
 def steps(call: Callable[..., object], inputs: Sequence[Tensor]) -> tuple[float | None, ...]:
-    """The step of each tensor that a call gives, nesting flattened; None for one that is no dequantized tensor."""
-    with torch.no_grad(), Dequantized() as noted:
-        result = call(*(x.clone() for x in inputs))
+    """The step of each tensor that a call gives, nesting flattened; None for one that is no dequantized tensor.
+
+    Where Python can't be shown what runs none is known: a traced graph passes numbers as tensors, which the dispatcher
+    takes and can't translate.
+    """
+    try:
+        with torch.no_grad(), Dequantized() as noted:
+            result = call(*(x.clone() for x in inputs))
+    except RuntimeError:
+        with torch.no_grad():
+            result = call(*(x.clone() for x in inputs))
     return tuple(noted.step(x) for x in pytree.tree_leaves(result) if isinstance(x, Tensor))

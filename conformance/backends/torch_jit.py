@@ -18,6 +18,12 @@ LACKS = torch_qconfigs.LACKS | {
     torch_qconfigs.WEIGHTS_WITH_ZERO_POINT,
 }
 
+# The flow warns that its debug form is of no use where there are sums or products with a number.
+_WITHOUT_DEBUG_FORM = tuple(
+    f"quantized::{name}_scalar{tail}" for name in ("add", "mul") for tail in ("", "_relu", "_out")
+)
+_NO_DEBUG_FORM = "not compared with the debug form, which the flow does not support for sums and products with a number"
+
 
 def backend(target: str) -> Backend:
     """Torch's own flow over TorchScript (deprecated), on one of its engines."""
@@ -56,11 +62,14 @@ class TorchJit:
                 program = executed.program(
                     torch_engine.on_engine(final, self.engine), task.inputs, str(final.inlined_graph)
                 )
+        readable = Program(torch_engine.on_engine(debug, self.engine), (), graph=str(debug.inlined_graph))
+        without = any(name in program.native_ops for name in _WITHOUT_DEBUG_FORM)
         return Quantized(
             float_ops=float_ops,
             final=program,
-            debug=Program(torch_engine.on_engine(debug, self.engine), (), graph=str(debug.inlined_graph)),
+            debug=None if without else readable,
             float_graph=str(scripted.inlined_graph),
+            notes=(_NO_DEBUG_FORM,) if without else (),
         )
 
 
