@@ -5,9 +5,10 @@ from __future__ import annotations
 import pprint
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
-from typing import Final
+from typing import Any, Final
 
 from conformance.case import Case
+from conformance.qconfigspec import QConfigModel
 from conformance.source import Composite, Factory, Leaf, ModuleSource, Sequence
 from conformance.tensorspec import Distribution, Draw, TensorSpec
 
@@ -88,10 +89,16 @@ def script(case: Case, backend: str) -> str:
     parts.append(f'weights = source("weights")\n{STATISTICS}{_weights(case)}module.eval()\n\n')
     parts.append(f"inputs = {_batch(case.inputs, 'inputs')}\ncalibration = {_calibration(case)}\n")
     parts.append('with torch.no_grad():\n    print("float:", module(*(x.clone() for x in inputs)))\n\n')
-    qconfig = None if case.qconfig is None else case.qconfig.model_dump(mode="json")
-    written = pprint.pformat(qconfig, width=110, sort_dicts=False)
+    written = pprint.pformat(_plain(case.qconfig), width=110, sort_dicts=False)
     parts.append(BACKEND.format(qconfig=written, mode=str(case.mode), capture=str(case.capture), backend=backend))
     return "".join(parts)
+
+
+def _plain(qconfig: QConfigModel | None) -> dict[str, Any] | None:
+    """What was said of a QConfig, as it may be written; pydantic does not know the frozen mappings in it."""
+    if qconfig is None:
+        return None
+    return qconfig.model_dump(mode="json", exclude_unset=True, fallback=dict, warnings=False)
 
 
 def _made(source: ModuleSource, classes: list[str]) -> str:

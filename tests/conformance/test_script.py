@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -61,18 +62,18 @@ DRAWS = {
     "integers": "{shape: [3, 4], distribution: integers, range: [-3, 7]}",
     "constant": "{shape: [3, 4], distribution: constant, value: 0.1}",
     "outliers": "{shape: [3, 4], distribution: outliers, outliers: {count: 2, value: 90}}",
-    "values": "{shape: [3, 4], distribution: values, values: [1, 2.5, -3, 0.1]}",
+    "values": "{shape: [1, 4], distribution: values, values: [[1, 2.5, -3, 0.1]]}",
 }
 
 
 @pytest.mark.parametrize("name", DRAWS)
 def test_every_distribution_of_inputs_and_weights_is_drawn_alike(name: str) -> None:
-    weight = DRAWS[name].replace("shape: [3, 4], ", "")
+    weight = re.sub(r"shape: \[., 4\], ", "", DRAWS[name])
     case = case_of(f"""
     module: nn.Linear(4, 5)
     inputs: {{x: {DRAWS[name]}}}
     parameters: {{weight: {weight}}}
-    calibration: {{batches: 3, inputs: {{x: {{shape: [2, 4]}}}}}}
+    calibration: {{batches: 3, inputs: {{x: {{distribution: uniform, range: [-2, 2]}}}}}}
     capture: [export]
     expect: {{ops: {{quantized::linear: 1}}}}
 """)
