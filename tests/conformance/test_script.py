@@ -13,10 +13,12 @@ from torch.utils import _pytree as pytree
 
 from conformance.case import Case
 from conformance.command import cases_of as bundled_cases
+from conformance.facets import facets
 from conformance.inputs import calibration_of, inputs_of
 from conformance.modules import build
 from conformance.qconfigspec import QConfigModel
 from conformance.script import script
+from conformance.tensorspec import Dtype, TensorQParams
 
 
 def ran(text: str) -> dict[str, Any]:
@@ -94,8 +96,34 @@ def test_the_qconfig_of_a_script_is_that_of_the_case() -> None:
     cases = [case for case in one_of_each(bundled_cases(())) if case.qconfig is not None]
     assert cases
     for case in cases:
-        line = script(case, "qlib").partition("\nqconfig = ")[2].partition("\ntask = ")[0]
+        line = script(case, "qlib").partition("\nwritten = ")[2].partition("\nqconfig = ")[0]
         assert QConfigModel.model_validate(eval(line)) == case.qconfig
+
+
+GRAPH = """
+    graph:
+      inputs: {x: {shape: [4, 6], dtype: uint8, range: [0, 255], scale: 0.3, zero_point: 7}}
+      constants:
+        weight: {shape: [3, 6], dtype: int8, scale: [0.1, 0.2, 0.7], axis: 0}
+        bias: {shape: [3], dtype: int32, range: [-500, 500]}
+      compute: F.linear(x, weight, bias)
+      output: {dtype: uint8, scale: 4, zero_point: 3}
+    expect: {ops: {quantized::linear: 1}}
+"""
+
+
+def test_a_graph_that_is_written_out_keeps_its_integers() -> None:
+    case = case_of(GRAPH)
+    text = script(case, "qlib")
+    names, module = ran(text), build(case)
+    assert equal(list(names["module"].state_dict().values()), list(module.state_dict().values()))
+    assert equal(names["inputs"], inputs_of(case))
+    assert equal(names["calibration"], list(calibration_of(case, inputs_of(case))))
+    line = text.partition("\nqparams = ")[2].partition("\ntask = ")[0]
+    assert eval(line, {"TensorQParams": TensorQParams, "Dtype": Dtype}) == dict(case.qparams)
+    exec(compile(text, "<case.py>", "exec"), names)
+    assert "quantized::linear" in names["quantized"].final.ops
+    assert facets(case) == ("uint8 × int8", "per channel")
 
 
 def test_up_to_the_backend_a_script_needs_torch_alone() -> None:
