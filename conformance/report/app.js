@@ -36,13 +36,9 @@ function go(change) {
   const next = { ...state, ...change };
   // A filter or an opened panel is a step to go back from; typing, and going through open panels, are not.
   const opened = (next.case || next.backend) && !state.case && !state.backend;
-  const filtered = ["verdicts", ...FLAGS, ...NARROWING].some((key) => key in change && String([...toList(next[key])]) !== String([...toList(state[key])]));
-  history[opened || filtered ? "pushState" : "replaceState"](null, "", fragment(next));
+  const filters = (view) => fragment({ ...view, q: "", case: "", backend: "" });
+  history[opened || filters(next) !== filters(state) ? "pushState" : "replaceState"](null, "", fragment(next));
   apply();
-}
-
-function toList(value) {
-  return value instanceof Set ? value : [value];
 }
 
 // ---- filters
