@@ -132,10 +132,11 @@ buildMatrix();
 buildFilters();
 listen();
 apply();
+const first = [...$("matrix").tBodies].find((body) => !body.hidden);
+if (first) buildRows(first);
 // A link to a view means its rows, not the summary above them.
 if (location.hash.length > 1 && !state.case && !state.backend) $("filters").scrollIntoView();
-// After the first frame, so that the matrix is there to be read and used while the rest is unpacked.
+// After the first frame, so that there is something to be read and used while the rest is made and unpacked.
 const ready = new Promise((done) => setTimeout(done)).then(unpack).then(() => {
-  showDecibels();
   if (state.q || state.case || state.backend) apply();
-});
+}).then(buildInTurn).then(showDecibels);
