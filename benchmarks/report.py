@@ -6,8 +6,8 @@ The results are those that the tests of the reports make up. A fresh browser wit
 from a server on this machine for each round, and the page's own clock (`performance.now`, milliseconds since the
 navigation began) is read at three points, each after a whole frame was drawn and the main thread was free again:
 
-    interactive   the matrix is there and its filters work
-    details       what the panels and the search need is unpacked
+    interactive   the matrix with its first family is there, and its filters work
+    whole         every row is there, and what the panels and the search need is unpacked
     filter        from choosing a filter to the frame that shows it, by itself
 """
 
@@ -31,19 +31,19 @@ from tabulate import tabulate
 
 from conformance.report import html
 
-POINTS = ("interactive", "details", "filter")
+POINTS = ("interactive", "whole", "filter")
 PROBE = """
 <script>
 const drawn = () => new Promise((done) => requestAnimationFrame(() => setTimeout(() => done(performance.now()))));
 (async () => {
   const interactive = await drawn();
   await ready;
-  const details = await drawn();
+  const whole = await drawn();
   const before = performance.now();
   location.hash = "#verdict=wrong";
   await new Promise((done) => addEventListener("hashchange", done, { once: true }));
   const filter = (await drawn()) - before;
-  fetch(`/done?${new URLSearchParams({ interactive, details, filter })}`);
+  fetch(`/done?${new URLSearchParams({ interactive, whole, filter })}`);
 })();
 </script>
 """

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from conformance.qconfigspec import MODE_DEFAULT, QConfigBody, QConfigModel, QSpecModel
+from conformance.tensorspec import Dtype, TensorQParams
 
 if TYPE_CHECKING:
     from conformance.case import Case
@@ -49,11 +50,26 @@ FLOAT: Final = Facets("float", "none")
 
 def facets(case: Case) -> Facets:
     """What `case` asks to be quantized; several rules are named one after the other, those for float left out."""
+    if case.qparams:
+        return _of_graph(case)
     if case.qconfig is None:
         return PRESETS[MODE_DEFAULT]
     found = dict.fromkeys(_of_rule(rule) for rule in _rules(case.qconfig))
     quantized = [each for each in found if each != FLOAT] or [FLOAT]
     return Facets(*(" + ".join(dict.fromkeys(texts)) for texts in zip(*quantized, strict=True)))
+
+
+def _of_graph(case: Case) -> Facets:
+    """Of a graph that is written out, what is said of its inputs and constants; a bias follows from both."""
+    inputs = _said(case, case.inputs)
+    weights = [params for params in _said(case, case.weights) if params.dtype is not Dtype.INT32]
+    types = (dict.fromkeys(params.dtype for params in each) for each in (inputs, weights))
+    shared = dict.fromkeys("per tensor" if params.axis is None else "per channel" for params in weights or inputs)
+    return Facets(" × ".join(" + ".join(each) for each in types if each) or "float", " + ".join(shared) or "none")
+
+
+def _said(case: Case, names: Iterable[str]) -> list[TensorQParams]:
+    return [params for name in names if (params := case.qparams.get(name)) is not None]
 
 
 def _rules(qconfig: QConfigModel) -> list[str | QConfigBody | None]:

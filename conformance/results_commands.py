@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Final
 
 import click
 
@@ -12,9 +14,11 @@ from conformance.diff import Change, Difference, Kind, compare
 from conformance.errors import UsageError
 from conformance.merge import merge
 from conformance.report.difference import FORMATS
-from conformance.store import COMPRESSED, Results, read, write_all, write_compressed
+from conformance.store import COMPRESSED, Results, of_backends, read, write_all, write_compressed
 
 MOST = 20
+# Formats of badges and the suffixes of their files.
+BADGES: Final = {"badge-svg": ".svg", "badge-json": ".json"}
 RESULTS = click.Path(path_type=Path, dir_okay=False)
 
 
@@ -108,7 +112,7 @@ def merge_command(shards: tuple[Path, ...], output: Path) -> int:
 @click.argument("results", type=RESULTS)
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 def publish_command(results: Path, folder: Path) -> int:
-    """Write a folder that stands on its own: README.md, report.html and the RESULTS, compressed.
+    """Write a folder that stands on its own: README.md, report.html, badges and the RESULTS, compressed.
 
     A file FINDINGS.md in the folder is kept as it is, and its headings are listed in README.md. Every command that
     reads results reads the compressed ones too.
@@ -122,6 +126,16 @@ def publish_command(results: Path, folder: Path) -> int:
     text = findings.read_text(encoding="utf-8") if findings.is_file() else ""
     write(folder / "README.md", index.render(found.run, found.records, links, text))
     write(folder / "report.html", html.render(found.run, found.records))
+    _write_badges(folder / "badges", found)
     write_compressed(folder / f"results.jsonl{COMPRESSED}", found)
     click.echo(f"written: {folder} ({len(found.records)} of {found.run.planned} records)")
     return OK
+
+
+def _write_badges(folder: Path, found: Results) -> None:
+    """A picture and the JSON for shields of each backend, in files of its name."""
+    for backend in found.run.backends:
+        alone = of_backends(found, (backend,))
+        for name, suffix in BADGES.items():
+            path = folder / f"{re.sub(r'[^a-zA-Z0-9_-]+', '-', backend)}{suffix}"
+            write(path, renderer(name)(alone.run, alone.records))

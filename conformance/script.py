@@ -5,11 +5,12 @@ from __future__ import annotations
 import pprint
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
-from typing import Final
+from typing import Any, Final
 
 from conformance.case import Case
+from conformance.qconfigspec import QConfigModel
 from conformance.source import Composite, Factory, Leaf, ModuleSource, Sequence
-from conformance.tensorspec import Distribution, Draw, TensorSpec
+from conformance.tensorspec import Distribution, Draw, TensorQParams, TensorSpec
 
 HEAD: Final = '''\
 """{id}
@@ -42,6 +43,16 @@ def outliers(shape, low, high, count, value, generator):
     drawn.view(-1)[torch.randperm(drawn.numel(), generator=generator)[:count]] = value
     return drawn
 """
+REAL: Final = '''
+
+def real(stored, scale, zero_point, axis):
+    """What integers mean, rounded once to float32; one scale and zero point, or as many as there are along the axis."""
+    shape = [1] * stored.dim()
+    if axis is not None:
+        shape[axis] = -1
+    scale, zero_point = (torch.tensor(each, dtype=torch.float64).reshape(shape) for each in (scale, zero_point))
+    return ((stored.double() - zero_point) * scale).float()
+'''
 STATISTICS: Final = """\
 for part in module.modules():
     if isinstance(part, nn.modules.batchnorm._BatchNorm):
@@ -61,9 +72,13 @@ from contextlib import nullcontext
 from conformance.backend import Task
 from conformance.backends import open_backend
 from conformance.qconfigspec import QConfigModel
+from conformance.tensorspec import Dtype, TensorQParams
 
-qconfig = {qconfig}
-task = Task(module, inputs, calibration, {mode!r}, {capture!r}, qconfig and QConfigModel.model_validate(qconfig))
+written = {qconfig}
+qconfig = None if written is None else QConfigModel.model_validate(written)
+# What integers mean, where a quantized graph is given.
+qparams = {qparams}
+task = Task(module, inputs, calibration, {mode!r}, {capture!r}, qconfig, qparams)
 quantized = open_backend({backend!r}).quantize(task, lambda stage: nullcontext())
 with torch.no_grad():
     print("quantized:", quantized.final.call(*(x.clone() for x in inputs)))
@@ -81,17 +96,26 @@ def script(case: Case, backend: str) -> str:
     draws: list[Draw | TensorSpec] = [*case.inputs.values(), *case.calibration.inputs.values(), *case.weights.values()]
     if any(drawn.distribution is Distribution.OUTLIERS for drawn in draws):
         parts.append(OUTLIERS)
+    if case.qparams:
+        parts.append(REAL)
     classes: list[str] = []
     made = _made(case.module, classes)
     parts += [f"\n\n{text}" for text in classes]
     parts.append(f"\n\n{_imports(case.module)}torch.manual_seed(SEED)\nmodule = {made}\n")
     parts.append(f'weights = source("weights")\n{STATISTICS}{_weights(case)}module.eval()\n\n')
-    parts.append(f"inputs = {_batch(case.inputs, 'inputs')}\ncalibration = {_calibration(case)}\n")
+    parts.append(f"inputs = {_batch(case, case.inputs, 'inputs')}\ncalibration = {_calibration(case)}\n")
     parts.append('with torch.no_grad():\n    print("float:", module(*(x.clone() for x in inputs)))\n\n')
-    qconfig = None if case.qconfig is None else case.qconfig.model_dump(mode="json")
-    written = pprint.pformat(qconfig, width=110, sort_dicts=False)
-    parts.append(BACKEND.format(qconfig=written, mode=str(case.mode), capture=str(case.capture), backend=backend))
+    written = pprint.pformat(_plain(case.qconfig), width=110, sort_dicts=False)
+    flow = {"mode": str(case.mode), "capture": str(case.capture), "backend": backend}
+    parts.append(BACKEND.format(qconfig=written, qparams=_qparams(case), **flow))
     return "".join(parts)
+
+
+def _plain(qconfig: QConfigModel | None) -> dict[str, Any] | None:
+    """What was said of a QConfig, as it may be written; pydantic does not know the frozen mappings in it."""
+    if qconfig is None:
+        return None
+    return qconfig.model_dump(mode="json", exclude_unset=True, fallback=dict, warnings=False)
 
 
 def _made(source: ModuleSource, classes: list[str]) -> str:
@@ -125,28 +149,48 @@ def _weights(case: Case) -> str:
     """Statements that overwrite the parameters which the spec's patterns name."""
     lines: list[str] = []
     for pattern, spec in case.weights.items():
+        params = case.qparams.get(pattern)
         drawn = _drawn(spec, "tuple(tensor.shape)", "weights")
+        drawn = f"({drawn}).to(tensor.dtype)" if params is None else _real(drawn, params)
         lines += ["for name, tensor in state.items():", f"    if fnmatchcase(name, {pattern!r}):"]
-        lines += ["        with torch.no_grad():", f"            tensor.copy_(({drawn}).to(tensor.dtype))"]
+        lines += ["        with torch.no_grad():", f"            tensor.copy_({drawn})"]
     return "".join(f"{line}\n" for line in lines)
 
 
 def _calibration(case: Case) -> str:
     """The batches as `conformance.inputs.calibration_of` draws them, one a line."""
     own = case.calibration.inputs
-    drawn = [_batch({**case.inputs, **own}, f"calibration {n}") for n in range(case.calibration.batches)]
+    drawn = [_batch(case, {**case.inputs, **own}, f"calibration {n}") for n in range(case.calibration.batches)]
     batches = drawn if own else ["tuple(x.clone() for x in inputs)", *drawn[1:]]
     return "[\n" + "".join(f"    {batch},\n" for batch in batches) + "]"
 
 
-def _batch(specs: Mapping[str, TensorSpec], purpose: str) -> str:
-    return f"({', '.join(_tensors(specs, purpose))},)"
+def _batch(case: Case, specs: Mapping[str, TensorSpec], purpose: str) -> str:
+    return f"({', '.join(_tensors(case, specs, purpose))},)"
 
 
-def _tensors(specs: Mapping[str, TensorSpec], purpose: str) -> Iterator[str]:
+def _tensors(case: Case, specs: Mapping[str, TensorSpec], purpose: str) -> Iterator[str]:
     for name, spec in specs.items():
         drawn = _drawn(spec, repr(tuple(spec.shape)), f"source({f'{purpose} {name}'!r})")
-        yield f"({drawn}).to(torch.{spec.dtype})"
+        params = case.qparams.get(name)
+        yield f"({drawn}).to(torch.{spec.dtype})" if params is None else _real(drawn, params)
+
+
+def _real(drawn: str, params: TensorQParams) -> str:
+    step = f"{params.scale!r}, {params.zero_point!r}, {params.axis!r}"
+    return f"real(({drawn}).to(torch.{params.dtype}), {step})"
+
+
+def _qparams(case: Case) -> str:
+    """The mapping of a task, a tensor a line."""
+    lines = [f"    {name!r}: {_params(params)},\n" for name, params in case.qparams.items()]
+    return "{\n" + "".join(lines) + "}" if lines else "{}"
+
+
+def _params(params: TensorQParams | None) -> str:
+    if params is None:
+        return "None"
+    return f"TensorQParams(Dtype({str(params.dtype)!r}), {params.scale!r}, {params.zero_point!r}, {params.axis!r})"
 
 
 def _drawn(spec: Draw | TensorSpec, shape: str, source: str) -> str:

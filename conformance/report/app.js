@@ -36,13 +36,9 @@ function go(change) {
   const next = { ...state, ...change };
   // A filter or an opened panel is a step to go back from; typing, and going through open panels, are not.
   const opened = (next.case || next.backend) && !state.case && !state.backend;
-  const filtered = ["verdicts", ...FLAGS, ...NARROWING].some((key) => key in change && String([...toList(next[key])]) !== String([...toList(state[key])]));
-  history[opened || filtered ? "pushState" : "replaceState"](null, "", fragment(next));
+  const filters = (view) => fragment({ ...view, q: "", case: "", backend: "" });
+  history[opened || filters(next) !== filters(state) ? "pushState" : "replaceState"](null, "", fragment(next));
   apply();
-}
-
-function toList(value) {
-  return value instanceof Set ? value : [value];
 }
 
 // ---- filters
@@ -136,10 +132,11 @@ buildMatrix();
 buildFilters();
 listen();
 apply();
+const first = [...$("matrix").tBodies].find((body) => !body.hidden);
+if (first) buildRows(first);
 // A link to a view means its rows, not the summary above them.
 if (location.hash.length > 1 && !state.case && !state.backend) $("filters").scrollIntoView();
-// After the first frame, so that the matrix is there to be read and used while the rest is unpacked.
+// After the first frame, so that there is something to be read and used while the rest is made and unpacked.
 const ready = new Promise((done) => setTimeout(done)).then(unpack).then(() => {
-  showDecibels();
   if (state.q || state.case || state.backend) apply();
-});
+}).then(buildInTurn).then(showDecibels);

@@ -33,11 +33,28 @@ function buildFamily(family, cases) {
     return el("td", { role: "cell", "data-backend": backend, title: `${backend}: ${native} of ${cells.length} native` }, shown);
   });
   const body = el("tbody", { role: "rowgroup", "data-family": family }, el("tr", { class: "heading", role: "row" }, heading, ...scores));
-  for (const item of cases) body.append(buildRow(item));
   body.members = cases;
   // What is not on the screen is not laid out; this is how high it will be, about.
   body.style.setProperty("--rows", cases.length + 1);
   return body;
+}
+
+// The rows of a family, once; until then its heading stands for them.
+function buildRows(body) {
+  if (!body.built) for (const item of body.members) body.append(buildRow(item));
+  body.built = true;
+}
+
+function buildAll() {
+  for (const body of $("matrix").tBodies) buildRows(body);
+}
+
+// One family at a time, so that the page answers in between.
+async function buildInTurn() {
+  for (const body of $("matrix").tBodies) {
+    buildRows(body);
+    await new Promise((done) => setTimeout(done));
+  }
 }
 
 function buildRow(item) {
@@ -47,6 +64,7 @@ function buildRow(item) {
     el("td", { role: "cell", class: "c-mode" }, item.mode), el("td", { role: "cell", class: "c-capture" }, item.capture),
     ...item.places.map((place, i) => cellOf(place, i)));
   item.row.item = item;
+  item.row.hidden = !item.shown;
   return item.row;
 }
 
@@ -85,8 +103,9 @@ function filterRows() {
   for (const body of $("matrix").tBodies) {
     let here = 0;
     for (const item of body.members) {
-      item.row.hidden = !matches(item);
-      here += item.row.hidden ? 0 : 1;
+      item.shown = matches(item);
+      if (item.row) item.row.hidden = !item.shown;
+      here += item.shown ? 1 : 0;
     }
     body.hidden = here === 0;
     body.style.setProperty("--rows", here + 1);
@@ -101,6 +120,7 @@ function filterRows() {
 // ---- keyboard: one stop for Tab in the table, arrows between its rows
 
 function stops() {
+  buildAll();
   const seen = (body) => !body.hidden;
   const rows = (body) => [...body.rows].filter((each) => !each.hidden && !(body.classList.contains("folded") && each.item));
   return [...$("matrix").tBodies].filter(seen).flatMap(rows).map((each) => each.querySelector(".nav"));

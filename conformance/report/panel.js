@@ -191,7 +191,7 @@ function step(by) {
     if (backend) go({ backend });
     return;
   }
-  const seen = data.rows.filter((item) => !item.row.hidden);
+  const seen = data.rows.filter((item) => item.shown);
   const next = seen[seen.indexOf($("panel").item) + by];
   if (next) go({ case: next.case });
 }
@@ -199,5 +199,6 @@ function step(by) {
 function onPanelClose() {
   const { item } = $("panel");
   if (state.case || state.backend) go({ case: "", backend: "" });
-  (item && !item.row.hidden ? item.link : $("matrix")).focus();
+  buildAll();
+  (item && item.shown ? item.link : $("matrix")).focus();
 }

@@ -332,6 +332,9 @@ def test_a_published_folder_stands_on_its_own(conformance: Command, small: Path,
     assert "| qlib | 6 of 6 (100 %) |" in page and "| float-only | 0 of 6 (0 %) | 6 |" in page
     assert "* torch\n  * `op`: wrong by 3 quanta" in page
     assert (folder / "report.html").read_text().startswith("<!doctype html>")
+    badges = {path.name for path in (folder / "badges").iterdir()}
+    assert badges == {f"{name}{suffix}" for name in ("qlib", "float-only") for suffix in (".svg", ".json")}
+    assert json.loads((folder / "badges" / "qlib.json").read_text())["message"] == "6 of 6 native"
     assert keys(folder / "results.jsonl.xz") == keys(tmp_path / "results" / "results.jsonl")
     assert conformance("report", folder / "results.jsonl.xz").code == 0
     assert (folder / "FINDINGS.md").read_text().startswith("# Findings in others")

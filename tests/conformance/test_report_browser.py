@@ -124,12 +124,12 @@ def test_an_unknown_case_is_told(dom: Dom, page: str) -> None:
 
 
 KEYS = """
+  await ready;
   const rows = document.querySelectorAll("tr.case a");
   const typed = (key) => new KeyboardEvent("keydown", {key, bubbles: true, cancelable: true});
   const press = (key) => document.activeElement.dispatchEvent(typed(key));
   const pause = () => new Promise((done) => setTimeout(done, 200));
   const log = [];
-  await ready;
   document.getElementById("skip").click();
   log.push(document.activeElement.className);
   press("j"); press("ArrowDown"); press("k");
