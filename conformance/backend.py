@@ -26,7 +26,7 @@ class About:
     whatever name its refusals give them, that it declares it does not have.
     What is not declared here and refused all the same is a wrong result. `missing` names packages that are not
     installed, without which no case is run. `properties` are what it says of its arithmetic, such as
-    ``{"rounding": "half_even"}``: what a case then shows must agree.
+    ``{"rounding": "half_even"}``: what a case with the mode's own QConfig then shows must agree.
     """
 
     name: str

@@ -10,7 +10,9 @@ from types import MappingProxyType
 import torch
 
 from conformance.compare import Rounding, max_abs, max_quanta, off_grid, sqnr_db, tally
+from conformance.identified import contradicts
 from conformance.observation import Evidence
+from conformance.properties import properties_of
 from conformance.record import Finding, Measures, Outcome, Verdict
 from conformance.spec import Accuracy, ModeExpect
 
@@ -265,6 +267,21 @@ def layers(evidence: Evidence, expect: ModeExpect) -> Finding | None:
     return _finding("layers", worst.sqnr_db >= expect.layers.sqnr_db, wanted, got)
 
 
+def declared(evidence: Evidence, expect: ModeExpect) -> Finding | None:
+    """What the case shows of the backend's arithmetic is what the backend declares of it."""
+    all_shown = properties_of(evidence)
+    said = {name: text for name, text in evidence.declared.items() if name in all_shown}
+    if not said:
+        return None
+    shown = {name: all_shown[name] for name in said}
+    held = not any(contradicts(shown[name], said[name]) for name in said)
+    return _finding("declared", held, f"{_texts(said)} as declared", _texts(shown))
+
+
+def _texts(properties: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {text}" for name, text in properties.items())
+
+
 @dataclass(frozen=True)
 class Kind:
     """A check, and what a failure of it says: that values are wrong, or only that other operators ran."""
@@ -287,6 +304,7 @@ CHECKS: Mapping[str, Kind] = MappingProxyType(
         "accuracy": Kind(accuracy, True),
         "output": Kind(output, True),
         "layers": Kind(layers, True),
+        "declared": Kind(declared, False),
     }
 )
 

@@ -25,7 +25,7 @@ from conformance.inputs import calibration_of, inputs_of
 from conformance.layers import measure_layer
 from conformance.modules import build
 from conformance.observation import Evidence
-from conformance.properties import histogram, properties_of
+from conformance.properties import histogram, properties_of, said_of, scheme_of
 from conformance.record import Layer, Record, Verdict, subject_of
 from conformance.rounding import identify
 from conformance.vocabulary import Mode
@@ -97,7 +97,7 @@ def _tried(case: Case, backend: Backend, name: str, stages: Stages, limits: Limi
         if (gap := _gap(about, case)) is not None:
             return Trial(_record(case, name, stages, Verdict.UNSUPPORTED, error=gap))
         with _one_thread(), deadline(limits.seconds and (case.timeout or limits.seconds)):
-            return _run(case, backend, name, stages, limits.allow_python)
+            return _run(case, backend, name, stages, limits)
     except DeadlinePassed as passed:
         return Trial(_record(case, name, stages, Verdict.TIMEOUT, error=str(passed)))
     except Unsupported as refusal:
@@ -156,9 +156,9 @@ def task_of(case: Case, allow_python: bool = False) -> Task:
     return Task(module, inputs, batches, str(case.mode), str(case.capture), case.qconfig, case.qparams)
 
 
-def _run(case: Case, backend: Backend, name: str, stages: Stages, allow_python: bool) -> Trial:
+def _run(case: Case, backend: Backend, name: str, stages: Stages, limits: Limits) -> Trial:
     with stages("build"):
-        task = task_of(case, allow_python)
+        task = task_of(case, limits.allow_python)
         module, inputs = copy.deepcopy(task.module), fresh(task.inputs)
     quantized = backend.quantize(task, stages)
     with stages("run"):
@@ -168,6 +168,9 @@ def _run(case: Case, backend: Backend, name: str, stages: Stages, allow_python: 
         if case.mode is Mode.NUMERICS and evidence.explained is not None:
             evidence = replace(evidence, rule=identify(evidence.explained.roundings))
     with stages("judge"):
+        evidence = replace(evidence, declared=said_of(backend.about(), case.qconfig))
+        if case.mode is Mode.DYNAMIC:
+            evidence = replace(evidence, scheme=scheme_of(evidence))
         findings = judge(evidence, case.expect)
         measures = measure(evidence)
     found = verdict(findings)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from conformance.backend import Explanation
 from conformance.record import Layer
 from conformance.rounding import Rule
+from conformance.scheme import Scheme
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Evidence:
     Output tuples hold the tensors of a call in order, nesting flattened. `repeated` is a second call of the final
     form on the same inputs. `explained` and `debug_explained` are None where the backend can't explain its roundings,
     `layers` where nobody asked for them or the backend can't tell them. `rule` is what its integers say of their
-    rounding, None where that is not the question.
+    rounding, None where that is not the question. `scheme` is how a dynamic layer quantizes its input, None likewise.
+    `declared` is what the backend says of its arithmetic for a case of this kind.
     """
 
     float_outputs: tuple[Tensor, ...]
@@ -36,3 +38,5 @@ class Evidence:
     inputs_after: tuple[Tensor, ...] = ()
     layers: tuple[Layer, ...] | None = None
     rule: Rule | None = None
+    scheme: Scheme | None = None
+    declared: Mapping[str, str] = field(default_factory=dict)

@@ -3,21 +3,42 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
+from conformance.backend import About
 from conformance.observation import Evidence
+from conformance.scheme import Scheme, decidable, identify
+from conformance.spec import QConfigModel
 
 # Differences of so many quanta and more are counted together.
 FAR = 9
 
 
 def properties_of(evidence: Evidence) -> dict[str, str]:
-    """The properties that a case could tell, by name; see `conformance.rounding` for what "rounding" may be."""
-    rule = evidence.rule
-    return {"rounding": rule.name} if rule is not None and (rule.ties or not rule.names) else {}
+    """The properties that a case could tell, by name.
+
+    See `conformance.rounding` for what "rounding" may be, `conformance.scheme` for "activation_scheme".
+    """
+    rule, scheme = evidence.rule, evidence.scheme
+    rounding = {"rounding": rule.name} if rule is not None and (rule.ties or not rule.names) else {}
+    return rounding | ({} if scheme is None else {"activation_scheme": scheme.name})
+
+
+def scheme_of(evidence: Evidence) -> Scheme | None:
+    """How a dynamic linear layer quantizes its input; None for all but one layer with one output and enough rows."""
+    inputs, outputs = evidence.inputs_after_float, evidence.outputs
+    alone = dict(evidence.float_ops) == {"aten::linear": 1} and len(inputs) == len(outputs) == 1
+    if not alone or not outputs[0].is_floating_point() or not decidable(inputs[0]):
+        return None
+    return identify(inputs[0], outputs[0])
+
+
+def said_of(about: About, qconfig: QConfigModel | None) -> Mapping[str, str]:
+    """What a backend's declaration says of a case: it is made for the mode's own QConfig, and no word on another."""
+    return about.properties if qconfig is None else {}
 
 
 def histogram(evidence: Evidence) -> dict[str, int]:

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from conformance.compare import FLOAT32_ERROR, Rounding
+from conformance.identified import named
 
 # Bits of a float32's fraction.
 FRACTION = 24
@@ -70,9 +71,7 @@ class Rule:
     @property
     def name(self) -> str:
         """The rule, or the few that fit; "undecided" where all do, "none of them" where none does."""
-        if len(self.names) == len(RULES):
-            return "undecided"
-        return " or ".join(self.names) or "none of them"
+        return named(self.names, RULES)
 
 
 def identify(roundings: Iterable[Rounding]) -> Rule:

@@ -25,6 +25,8 @@ from conformance.identified import named
 
 # As many rows as there are unknowns fit anything; so many more are what no wrong scheme fits by chance.
 MARGIN = 8
+# A number in steps, by float32: its roundings, each of half a unit in the last place.
+QUOTIENT_ERROR = 4 * 2.0**-24
 IN_FLOAT = "none"
 
 
@@ -43,16 +45,11 @@ class Form:
     keeps_zero: bool = True
 
 
-def _toward_zero(zero_point: Tensor, least: int) -> Tensor:
-    return torch.trunc(zero_point + least) - least
+def _toward_zero(zero_point: Tensor) -> Tensor:
+    """Truncation in a signed type, whose least integer is -128; in an unsigned one it is rounding down."""
+    return torch.trunc(zero_point - 128) + 128
 
 
-# What a signed type takes for zero; in unsigned ones truncation is rounding down.
-_ROUNDED: tuple[Callable[[Tensor], Tensor], ...] = (
-    torch.round,
-    torch.floor,
-    lambda zero_point: _toward_zero(zero_point, -128),
-)
 # 8 bits over the largest value that both signs have, over the middle, over the largest of the negative ones; 7; 16.
 SYMMETRIC = tuple(
     Form(steps, low, high)
@@ -67,10 +64,11 @@ SYMMETRIC = tuple(
         (32767.5, -32768, 32767),
     )
 )
-# 8 bits, 8 bits without the least integer, 7 bits, 16 bits.
-ASYMMETRIC = tuple(
-    Form(steps, 0, steps, rounded, keeps_zero)
-    for steps, keeps_zero, rounded in product((255, 254, 127, 65535), (True, False), _ROUNDED)
+ASYMMETRIC = (
+    *(Form(255, 0, 255, rounded) for rounded in (torch.round, torch.floor, _toward_zero)),
+    Form(255, 0, 255, torch.round, keeps_zero=False),
+    # 8 bits without the least integer, 7 bits, 16 bits.
+    *(Form(steps, 0, steps, torch.round) for steps in (254, 127, 65535)),
 )
 FORMS = {"symmetric": SYMMETRIC, "asymmetric": ASYMMETRIC}
 # The dimensions that share a range, of rows by features.
@@ -106,7 +104,8 @@ def decidable(x: Tensor) -> bool:
     """Whether an input, features last, has enough different rows to tell a scheme by; infinities and NaN tell none."""
     if x.dim() < 2 or x.numel() == 0 or not x.is_floating_point() or not bool(x.isfinite().all()):
         return False
-    return _enough(x.reshape(-1, x.shape[-1]))
+    rows = x.reshape(-1, x.shape[-1])
+    return _enough(rows.unique(dim=0).shape[0], rows.shape[1])
 
 
 def identify(x: Tensor, y: Tensor) -> Scheme:
@@ -121,12 +120,13 @@ def identify(x: Tensor, y: Tensor) -> Scheme:
         return Scheme(())
     rows = x.detach().reshape(-1, x.shape[-1]).double()
     given = y.detach().reshape(rows.shape[0], -1).double()
-    return Scheme(tuple(name for name in SCHEMES if any(_explains(seen, rows, given) for seen in _seen(rows, name))))
+    numbers = rows.unique(dim=0, return_inverse=True)[1]
+    return Scheme(tuple(name for name in SCHEMES if any(_explains(seen, numbers, given) for seen in _seen(rows, name))))
 
 
-def _enough(rows: Tensor) -> bool:
+def _enough(different: int, features: int) -> bool:
     """Whether there are `MARGIN` more different rows than unknowns."""
-    return rows.unique(dim=0).shape[0] >= rows.shape[1] + 1 + MARGIN if rows.shape[0] else False
+    return different >= features + 1 + MARGIN
 
 
 def _seen(rows: Tensor, name: str) -> Iterator[Seen]:
@@ -143,15 +143,15 @@ def _seen(rows: Tensor, name: str) -> Iterator[Seen]:
 def _stored(rows: Tensor, low: Tensor, high: Tensor, form: Form) -> Seen:
     """``scale * (q - zero_point)``, and a step of doubt where float32's error leads to another integer.
 
-    The error is that of `conformance.compare`: of ``x / scale``, of the zero point, and of the sum of both.
+    So many roundings are in the scale, its inverse, the product with x and the sum with the zero point.
     """
     if form.keeps_zero:
         low, high = low.clamp(max=0.0), high.clamp(min=0.0)
     spread = torch.maximum(-low, high) if form.round_zero_point is None else high - low
     scale = torch.where(spread == 0.0, 1.0, spread / form.steps)
-    steps, start = rows / scale, -low / scale
-    error = FLOAT32_ERROR * (steps.abs() + start.abs() + 1.0)
-    found = [_integers(steps + shift * error, start + turn * error, form) for shift in (-1, 1) for turn in (-1, 1)]
+    steps, start = rows / scale, -low / scale * (form.round_zero_point is not None)
+    error, turn = QUOTIENT_ERROR * torch.maximum(steps.abs(), (steps + start).abs()), QUOTIENT_ERROR * start.abs()
+    found = [_integers(steps + i * error, start + j * turn, form) for i, j in product((-1, 1), repeat=2)]
     doubt = torch.stack([(other - found[0]).abs() for other in found[1:]]).amax(0)
     return Seen(scale * found[0], scale * doubt)
 
@@ -162,15 +162,18 @@ def _integers(steps: Tensor, start: Tensor, form: Form) -> Tensor:
     return torch.minimum(torch.maximum(torch.round(steps), form.low - zero_point), form.high - zero_point)
 
 
-def _explains(seen: Seen, rows: Tensor, given: Tensor) -> bool:
+def _explains(seen: Seen, numbers: Tensor, given: Tensor) -> bool:
     """Whether a linear layer makes `given` out of what a scheme saw, but for float32's error.
 
-    The error is bounded as in `conformance.compare`, by what the layer gives on absolute values. Rows with a number in
+    Rows of the input that are the same have the same of the `numbers`.
+
+    The error is bounded as in `conformance.compare`, by what the layer gives on absolute values, and by the largest
+    output of the row, since the errors of all rows are in what was found. Rows with a number in
     doubt are left out. Where too few are left, all rows are taken, and the squares of what is left over may add up to
     those of a step more or less wherever there is doubt: the right scheme's least squares are never more.
     """
     sure = ~seen.doubt.any(1)
-    if _enough(rows[sure]):
+    if _enough(numbers[sure].unique().numel(), seen.values.shape[1]):
         left, bound, _ = _left_over(seen.values[sure], given[sure], seen.doubt[sure])
         return bool((left <= bound).all())
     left, bound, weight = _left_over(seen.values, given, seen.doubt)
@@ -182,8 +185,10 @@ def _left_over(values: Tensor, y: Tensor, doubt: Tensor) -> tuple[Tensor, Tensor
     columns = torch.cat([values, torch.ones(len(values), 1, dtype=values.dtype)], 1)
     # Each row counts by its own error, which follows its magnitude; each feature has unit size, whatever its unit.
     largest = y.abs().amax(1, keepdim=True)
-    weight = 1.0 / largest.clamp(min=float(largest.amax()) * 2.0**-20 or 1.0)
+    unit = largest.clamp(min=float(largest.amax()) * 2.0**-20 or 1.0)
+    weight = 1.0 / unit
     size = (columns * weight).norm(dim=0).clamp(min=torch.finfo(torch.float64).tiny)
-    layer = torch.linalg.lstsq(columns * weight / size, y * weight).solution / size[:, None]
-    bound = FLOAT32_ERROR * (columns.abs() @ layer.abs()) + doubt @ layer[:-1].abs()
+    # By singular values, since features may depend on each other: the default driver takes such columns for one.
+    layer = torch.linalg.lstsq(columns * weight / size, y * weight, driver="gelsd").solution / size[:, None]
+    bound = FLOAT32_ERROR * (columns.abs() @ layer.abs() + unit) + doubt @ layer[:-1].abs()
     return (y - columns @ layer).abs(), bound, weight

@@ -88,6 +88,7 @@ BUILTIN: Mapping[str, Entry] = MappingProxyType(
         ),
         "bad-about": _misbehaves("bad_about", "raises exits fickle formless boasts"),
         "too-much": _misbehaves("too_much", "tensor words"),
+        "declares-another-scheme": _lies("declares_another_scheme"),
     }
 )
 

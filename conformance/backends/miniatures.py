@@ -7,7 +7,7 @@ processes are in `misbehaving.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -20,15 +20,16 @@ Lie = Callable[[Task, Quantized], Quantized]
 
 @dataclass(frozen=True)
 class Miniature:
-    """The bundled library under another name, with a lie told about its result."""
+    """The bundled library under another name, with a lie told about its result, or by `properties` about itself."""
 
     name: str
     lie: Lie
+    properties: Mapping[str, str] = field(default_factory=dict)
 
     def about(self) -> About:
         """The bundled library's answer under this name."""
         honest = bundled.backend("").about()
-        return replace(honest, name=self.name)
+        return replace(honest, name=self.name, properties={**honest.properties, **self.properties})
 
     def quantize(self, task: Task, stage: Stage) -> Quantized:
         """Quantize honestly, then lie."""
@@ -145,3 +146,9 @@ def bad_output(target: str) -> Backend:
     """Gives outputs of a wrong shape, type or number, no tensors, or NaN."""
     change = target_of("bad-output", target, OUTPUTS)
     return Miniature("bad-output", lambda task, quantized: _change_outputs(quantized, change))
+
+
+def declares_another_scheme(target: str) -> Backend:
+    """Says that it takes the range of each row at run time, and takes that of the whole tensor."""
+    said = {"activation_scheme": "per_row_symmetric"}
+    return Miniature("declares-another-scheme", lambda task, quantized: quantized, properties=said)

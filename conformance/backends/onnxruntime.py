@@ -61,6 +61,7 @@ class OnnxRuntime:
             captures=frozenset({"export", "trace", "script"}),
             lacks=LACKS,
             missing=missing,
+            properties={"activation_scheme": "per_tensor_asymmetric"},
         )
 
     def quantize(self, task: Task, stage: Stage) -> Quantized:

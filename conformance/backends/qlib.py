@@ -31,6 +31,8 @@ MODES = frozenset({"static", "dynamic", "qat", "numerics"})
 # The library's own mode for each that has another name there: of the graph that is given, static quantization made it.
 _FLOWS = MappingProxyType({"numerics": "static"})
 CAPTURES = frozenset({"export", "trace", "script"})
+# Of its default QConfig: others ask for a scheme of their own.
+PROPERTIES = MappingProxyType({"activation_scheme": "per_tensor_asymmetric"})
 OBSERVERS = ("min_max", "moving_average_min_max", "histogram", "learnable", "fixed", "runtime")
 
 # What other test suites call the same operators; a name in float stands for itself.
@@ -114,7 +116,7 @@ class Qlib:
         from conformance.environment import suite_version
 
         versions = {"qlib": suite_version(), "torch": str(torch.__version__)}
-        return About("qlib", versions, MODES, CAPTURES)
+        return About("qlib", versions, MODES, CAPTURES, properties=PROPERTIES)
 
     def quantize(self, task: Task, stage: Stage) -> Quantized:
         """Capture, prepare, calibrate or train, convert, lower."""

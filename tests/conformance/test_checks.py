@@ -11,7 +11,8 @@ from conformance.checks import CHECKS, judge, verdict
 from conformance.compare import Rounding
 from conformance.observation import Evidence
 from conformance.record import Finding, Layer, Outcome, Verdict
-from conformance.rounding import Rule
+from conformance.rounding import RULES, Rule
+from conformance.scheme import Scheme
 from conformance.spec import Accuracy, LayerBounds, ModeExpect, Output
 
 STEP = 0.25
@@ -66,6 +67,7 @@ def evidence() -> Evidence:
         inputs_after=(FLOATS.clone(),),
         layers=(layer(48.0), layer(20.0)),
         rule=Rule(("half_even",), 3),
+        declared={"rounding": "half_even"},
     )
 
 
@@ -111,6 +113,7 @@ LIES = {
         Verdict.WRONG,
     ),
     "layers": (replace(evidence(), layers=(layer(48.0), layer(19.9), layer(30.0))), Verdict.WRONG),
+    "declared": (replace(evidence(), declared={"rounding": "half_away"}), Verdict.FALLBACK),
 }
 
 
@@ -242,3 +245,36 @@ def test_a_backend_that_cannot_tell_layers_is_not_judged_by_them() -> None:
     found = judge(replace(evidence(), layers=None), LAYERS)
     assert "layers" not in outcomes(found)
     assert verdict(found) is Verdict.VACUOUS
+
+
+def rule_of(shown: str) -> Rule:
+    return Rule(tuple(name for name in RULES if name in shown.split(" or ")), 3)
+
+
+@pytest.mark.parametrize("shown", ["half_up", "half_up or half_away"])
+def test_a_property_shown_otherwise_than_declared_fails_and_says_both(shown: str) -> None:
+    found = judge(replace(evidence(), rule=rule_of(shown)), EXPECT)
+    finding = next(finding for finding in found if finding.check == "declared")
+    assert finding.outcome is Outcome.FAILED
+    assert (finding.expected, finding.got) == ("rounding half_even as declared", f"rounding {shown}")
+
+
+def test_what_is_undecided_contradicts_no_declaration() -> None:
+    found = judge(replace(evidence(), rule=Rule(tuple(RULES), 1)), EXPECT)
+    assert outcomes(found)["declared"] is Outcome.HELD
+
+
+def test_only_what_is_both_shown_and_declared_is_compared() -> None:
+    for other in (replace(evidence(), rule=None), replace(evidence(), declared={"activation_scheme": "none"})):
+        assert "declared" not in outcomes(judge(other, EXPECT))
+
+
+def test_the_activation_scheme_is_compared_likewise() -> None:
+    dynamic = replace(evidence(), rule=None, scheme=Scheme(("none",)), declared={"activation_scheme": "none"})
+    assert outcomes(judge(dynamic, EXPECT))["declared"] is Outcome.HELD
+    lying = replace(dynamic, declared={"activation_scheme": "per_row_symmetric"})
+    assert outcomes(judge(lying, EXPECT))["declared"] is Outcome.FAILED
+
+
+def test_a_declaration_that_holds_shows_nothing_by_itself() -> None:
+    assert verdict(judge(evidence(), ModeExpect(debug_equal=None))) is Verdict.VACUOUS

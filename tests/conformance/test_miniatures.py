@@ -27,6 +27,8 @@ IN_PROCESS = {
     **{f"bad-output:{target}": Verdict.WRONG for target in BUILTIN["bad-output"].targets},
 }
 OF_THEIR_OWN = {"crashes": Verdict.CRASH, "hangs": Verdict.TIMEOUT}
+# What a backend says of itself, beside what its results show.
+OF_THEMSELVES = {"declares-another-scheme": ("per_row_symmetric", "per_tensor_asymmetric")}
 # The check by which each lie is found out.
 GIVEN_AWAY_BY = {
     "always-wrong": "debug_equal",
@@ -58,7 +60,7 @@ def failed_checks(record: Record) -> set[str]:
 
 def test_every_miniature_has_its_verdict_here() -> None:
     miniatures = {name for name, entry in BUILTIN.items() if entry.tier is Tier.MINIATURE}
-    here = {name.partition(":")[0] for name in [*IN_PROCESS, *OF_THEIR_OWN]}
+    here = {name.partition(":")[0] for name in [*IN_PROCESS, *OF_THEIR_OWN, *OF_THEMSELVES]}
     assert here | {"bad-process", "bad-about", "too-much"} == {*miniatures, "qlib"}, "the last are in test_misbehaving"
 
 
@@ -96,3 +98,28 @@ def test_a_refusal_says_that_it_was_not_declared() -> None:
     record = run_case(case, open_backend("undeclared-refusal"), "undeclared-refusal").record
     assert record.error == "refused without having declared it: this operator is not implemented"
     assert record.stage == "lower"
+
+
+def scheme_cases(spec: str) -> list[Case]:
+    """The first case of each combination of a spec whose input tells the scheme that it is quantized by."""
+    cases = expand(load(bundled_specs() / "linear_dynamic.qspec.yaml", vocabulary()))
+    return [case for case in cases if case.spec_id == spec and case.capture == "export"]
+
+
+@pytest.mark.parametrize("name", OF_THEMSELVES)
+def test_what_a_backend_says_of_itself_is_held_against_what_it_shows(name: str) -> None:
+    said, shown = OF_THEMSELVES[name]
+    for case in scheme_cases("scheme"):
+        record = run_case(case, open_backend(name), name).record
+        assert record.verdict is Verdict.FALLBACK and failed_checks(record) == {"declared"}
+        assert record.properties["activation_scheme"] == shown != said
+        finding = next(finding for finding in record.findings if finding.check == "declared")
+        assert finding.expected == f"activation_scheme {said} as declared"
+
+
+@pytest.mark.parametrize("name", OF_THEMSELVES)
+def test_a_qconfig_that_the_declaration_is_not_about_is_no_contradiction(name: str) -> None:
+    for case in scheme_cases("scheme_by_qconfig"):
+        record = run_case(case, open_backend(name), name).record
+        assert record.verdict is Verdict.NATIVE and record.properties["activation_scheme"]
+        assert "declared" not in {finding.check for finding in record.findings}
