@@ -21,6 +21,8 @@ GRID = 2.0**-7
 # Far above what float32 loses in the sums of one layer, relative to the largest result, and far below what one step of
 # 8 bits in one of the terms makes.
 FLOAT_SUMS = 2.0**-14
+# Of two outputs nearer than this to the float model's, neither is better: 2**-20, a few roundings in float32.
+FLOAT32_DB = 120.0
 FLOAT = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
 
 Check = Callable[[Evidence, ModeExpect], Finding | None]
@@ -191,19 +193,13 @@ def _unexplained(
 
 
 def accuracy(evidence: Evidence, expect: ModeExpect) -> Finding | None:
-    """Close to the float model: by signal to noise, by absolute difference, by quanta."""
-    bounds = expect.accuracy
-    if bounds is None:
+    """Close to the float model: by signal to noise, by absolute difference, by quanta, beside the reference."""
+    if expect.accuracy is None:
         return None
-    wanted = ", ".join(
-        f"{key} {sign} {value:g}"
-        for key, sign, value in (
-            ("sqnr_db", ">=", bounds.sqnr_db),
-            ("max_quanta", "<=", bounds.max_quanta),
-            ("max_abs", "<=", bounds.max_abs),
-        )
-        if value is not None
-    )
+    bounds = _resolved(expect.accuracy, evidence.reference_sqnr_db)
+    wanted = _wanted(bounds, evidence.reference_sqnr_db)
+    if bounds.sqnr_db is bounds.max_quanta is bounds.max_abs is None:
+        return Finding("accuracy", Outcome.VACUOUS, wanted, "this is the reference itself, or there is none")
     if not any(x.numel() for x in evidence.float_outputs):
         return Finding("accuracy", Outcome.VACUOUS, wanted, "the outputs are empty: there was nothing to compare")
     got = _distances(evidence, evidence.outputs)
@@ -215,6 +211,40 @@ def accuracy(evidence: Evidence, expect: ModeExpect) -> Finding | None:
         )
     text = "sqnr {} dB, max_quanta {}, max_abs {}".format(*map(_number, got))
     return _finding("accuracy", _within(bounds, *got), wanted, text)
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What an output is held to: the bounds of `expect:`, the one beside the reference as a number of its own."""
+
+    sqnr_db: float | None
+    max_quanta: float | None
+    max_abs: float | None
+    below_reference_db: float | None = None
+
+
+def _resolved(stated: Accuracy, reference: float | None) -> Bounds:
+    """The bounds; of two on the signal to noise, that of the spec and that of the reference, the higher one."""
+    floors = [] if stated.sqnr_db is None else [stated.sqnr_db]
+    if stated.below_reference_db is not None and reference is not None:
+        floors.append(min(reference, FLOAT32_DB) - stated.below_reference_db)
+    return Bounds(max(floors, default=None), stated.max_quanta, stated.max_abs, stated.below_reference_db)
+
+
+def _wanted(bounds: Bounds, reference: float | None) -> str:
+    said = [
+        f"{key} {sign} {value:.6g}"
+        for key, sign, value in (
+            ("sqnr_db", ">=", bounds.sqnr_db),
+            ("max_quanta", "<=", bounds.max_quanta),
+            ("max_abs", "<=", bounds.max_abs),
+        )
+        if value is not None
+    ]
+    if bounds.below_reference_db is not None:
+        has = "" if reference is None else f", which has {reference:.4g}"
+        said.append(f"at most {bounds.below_reference_db:g} dB below the reference{has}")
+    return ", ".join(said)
 
 
 def _number(value: float | None) -> str:
@@ -233,7 +263,7 @@ def _steps(quanta: float | None, absolute: float) -> float:
     return quanta
 
 
-def _within(bounds: Accuracy, sqnr: float, quanta: float | None, absolute: float) -> bool:
+def _within(bounds: Bounds, sqnr: float, quanta: float | None, absolute: float) -> bool:
     # NaN compares false with everything, so that it is never within a bound.
     return (
         (bounds.sqnr_db is None or sqnr >= bounds.sqnr_db)
@@ -344,6 +374,10 @@ def verdict(findings: tuple[Finding, ...]) -> Verdict:
     return Verdict.NATIVE
 
 
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
 def measure(evidence: Evidence) -> Measures:
     """The numbers of a case, whether or not its spec bounds them."""
     if [x.shape for x in evidence.float_outputs] != [x.shape for x in evidence.outputs]:
@@ -356,11 +390,12 @@ def measure(evidence: Evidence) -> Measures:
         else max_quanta(evidence.debug_outputs, evidence.outputs, evidence.quanta)
     )
     return Measures(
-        sqnr_db=sqnr if math.isfinite(sqnr) else None,
-        max_abs=absolute if math.isfinite(absolute) else None,
+        sqnr_db=_finite(sqnr),
+        max_abs=_finite(absolute),
         max_quanta=quanta,
         debug_quanta=debug,
         exact=counts.exact if counts else None,
         tie=counts.tie if counts else None,
         wrong=counts.wrong if counts else None,
+        reference_sqnr_db=_finite(evidence.reference_sqnr_db),
     )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -18,9 +19,9 @@ from conformance.backend import About, Backend, Quantized, Task
 from conformance.bounds import bounded
 from conformance.case import Case
 from conformance.checks import judge, measure, verdict
-from conformance.compare import Rounding
+from conformance.compare import Rounding, sqnr_db
 from conformance.deadline import DeadlinePassed, deadline
-from conformance.errors import ConformanceError, Crashed, Inexpressible, Unsupported
+from conformance.errors import ConformanceError, Crashed, Inexpressible, ReferenceFailed, Unsupported
 from conformance.inputs import calibration_of, inputs_of
 from conformance.layers import measure_layer
 from conformance.modules import build
@@ -31,7 +32,7 @@ from conformance.rounding import identify
 from conformance.vocabulary import Mode
 
 # Steps that the harness makes; an exception in any other one is the backend's.
-OURS = frozenset({"build", "judge"})
+OURS = frozenset({"build", "reference", "judge"})
 CASE_SECONDS = 60.0
 Announce = Callable[[str], None]
 _ENDS = {Crashed: (Verdict.CRASH, "{}"), Inexpressible: (Verdict.UNSUPPORTED, "can't be put to this backend: {}")}
@@ -72,10 +73,14 @@ class Trial:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a case may do: how long it may take in this process (None: for ever), and whether it may bring Python."""
+    """What a case may do: how long it may take in this process (None: for ever), and whether it may bring Python.
+
+    `reference` is what a backend's accuracy is compared with, where a spec asks for that; None for no comparison.
+    """
 
     seconds: float | None = CASE_SECONDS
     allow_python: bool = False
+    reference: Backend | None = None
 
 
 def run_case(
@@ -167,6 +172,10 @@ def _run(case: Case, backend: Backend, name: str, stages: Stages, limits: Limits
             evidence = replace(evidence, layers=layers_of(quantized, inputs, evidence))
         if case.mode is Mode.NUMERICS and evidence.explained is not None:
             evidence = replace(evidence, rule=identify(evidence.explained.roundings))
+    bounds, reference = case.expect.accuracy, limits.reference
+    if bounds is not None and bounds.below_reference_db is not None and reference not in (None, backend):
+        with stages("reference"):
+            evidence = replace(evidence, reference_sqnr_db=_sqnr_of(reference, task_of(case, limits.allow_python)))
     with stages("judge"):
         evidence = replace(evidence, declared=said_of(backend.about(), case.qconfig))
         if case.mode is Mode.DYNAMIC:
@@ -217,6 +226,26 @@ def observe(module: torch.nn.Module, inputs: Sequence[Tensor], quantized: Quanti
             inputs_after_float=after_float,
             inputs_after=after,
         )
+
+
+def _sqnr_of(reference: Backend, task: Task) -> float:
+    """The signal to noise of the reference on a task in dB, its steps not told apart.
+
+    Raises ReferenceFailed where it fails, or gives no number.
+    """
+    module, inputs = copy.deepcopy(task.module), task.inputs
+    try:
+        quantized = reference.quantize(replace(task, inputs=fresh(inputs)), nullcontext)
+        with torch.no_grad():
+            expected, got = tensors(module(*fresh(inputs))), tensors(quantized.final.call(*fresh(inputs)))
+        found = sqnr_db(expected, got)
+    except DeadlinePassed:
+        raise
+    except Exception as error:
+        raise ReferenceFailed(f"the reference failed on this case ({type(error).__name__}: {error})") from error
+    if math.isnan(found) and any(x.numel() for x in expected):
+        raise ReferenceFailed("the reference gives no finite output on this case")
+    return found
 
 
 def layers_of(quantized: Quantized, inputs: Sequence[Tensor], evidence: Evidence) -> tuple[Layer, ...] | None:

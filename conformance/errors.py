@@ -6,7 +6,8 @@ ConformanceError                anything this package raises on purpose
 ├── EnvironmentTrouble          a missing package, an unwritable file: not the backend's fault (exit code 3)
 ├── Unsupported                 a backend says that it can't do this case
 ├── Crashed                     the process that a backend computes in has died
-└── Inexpressible               the suite can't put a case to a backend
+├── Inexpressible               the suite can't put a case to a backend
+└── ReferenceFailed             what a backend is compared with failed, which is not the backend's fault
 """
 
 from __future__ import annotations
@@ -79,6 +80,10 @@ class Crashed(ConformanceError):  # noqa: N818  (what happened, as the verdict s
 
 class Inexpressible(ConformanceError):  # noqa: N818  (a limit of the suite, no fault)
     """Raised where the suite can't put a case to a backend: the exchange format has no word for it, say."""
+
+
+class ReferenceFailed(ConformanceError):  # noqa: N818  (what happened, to another backend)
+    """Raised where the backend that others are compared with can't do a case, or gives no number."""
 
 
 def nearest(name: str, valid: Iterable[str], cutoff: float = 0.6) -> str:

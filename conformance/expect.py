@@ -52,11 +52,14 @@ class Accuracy(BaseModel):
     )
     max_quanta: Number | None = Field(None, ge=0, description="Largest difference in steps of the output scale.")
     max_abs: Number | None = Field(None, ge=0, description="Largest absolute difference.")
+    below_reference_db: Number | None = Field(
+        None, ge=0, description="How many dB of sqnr_db less than the bundled library has on the same case are allowed."
+    )
 
     @model_validator(mode="after")
     def _states_something(self) -> Accuracy:
-        if self.sqnr_db is self.max_quanta is self.max_abs is None:
-            raise ValueError("expected at least one of sqnr_db, max_quanta and max_abs")
+        if self.sqnr_db is self.max_quanta is self.max_abs is self.below_reference_db is None:
+            raise ValueError("expected at least one of sqnr_db, max_quanta, max_abs and below_reference_db")
         return self
 
 

@@ -21,6 +21,7 @@ class Evidence:
     form on the same inputs. `explained` and `debug_explained` are None where the backend can't explain its roundings,
     `layers` where nobody asked for them or the backend can't tell them. `rule` is what its integers say of their
     rounding, None where that is not the question. `scheme` is how a dynamic layer quantizes its input, None likewise.
+    `reference_sqnr_db` is what the reference has on the same case, None where it is not compared with.
     `declared` is what the backend says of its arithmetic for a case of this kind.
     """
 
@@ -40,3 +41,4 @@ class Evidence:
     rule: Rule | None = None
     scheme: Scheme | None = None
     declared: Mapping[str, str] = field(default_factory=dict)
+    reference_sqnr_db: float | None = None

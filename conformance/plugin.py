@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from conformance.backends import BUILTIN, named, open_backend
+from conformance.backends import BUILTIN, REFERENCE, named, open_backend
 from conformance.backends.qlib import vocabulary
 from conformance.case import Case, expand, item_name, select
 from conformance.errors import ConformanceError, SpecError, UsageError
@@ -228,7 +228,7 @@ def _run(item: CaseItem) -> tuple[Record, Callable[[], str]]:
     from conformance.engine import Limits, run_case
     from conformance.show import graphs_of
 
-    limits = Limits(seconds, bool(item.config.getoption("--allow-python")))
+    limits = Limits(seconds, bool(item.config.getoption("--allow-python")), open_backend(REFERENCE))
     trial = run_case(item.case, open_backend(item.backend), item.backend, limits)
     return trial.record, lambda: graphs_of(trial)
 
@@ -325,10 +325,10 @@ def parametrize(path: str | Path, modes: Sequence[str] = ()) -> pytest.MarkDecor
 
 def check(case: Case, backend: str = "qlib") -> Record:
     """Run one case in this process; raises AssertionError with the findings where it is not native."""
-    from conformance.engine import run_case
+    from conformance.engine import Limits, run_case
 
-    opened = open_backend(backend)
-    record = marked(run_case(case, opened, backend).record, opened.about().versions)
+    opened, limits = open_backend(backend), Limits(reference=open_backend(REFERENCE))
+    record = marked(run_case(case, opened, backend, limits).record, opened.about().versions)
     if record.failed:
         raise AssertionError(explain(record))
     return record

@@ -87,7 +87,8 @@ class Subject:
 class Measures:
     """Numbers taken from one case; None where there was nothing to measure.
 
-    `sqnr_db` final against float in dB; `max_abs` the largest absolute difference from float;
+    `sqnr_db` final against float in dB, `reference_sqnr_db` the bundled library's on the same case, where the spec
+    compares the two; `max_abs` the largest absolute difference from float;
     `max_quanta` the same in steps of the output scale; `exact`, `tie`, `wrong` count the
     roundings of the final form, judged one by one against exact arithmetic.
     """
@@ -99,6 +100,7 @@ class Measures:
     exact: int | None = None
     tie: int | None = None
     wrong: int | None = None
+    reference_sqnr_db: float | None = None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from conformance import pool
 from conformance.backend import About, declared
-from conformance.backends import BUILTIN, Process, open_backend, process_of
+from conformance.backends import BUILTIN, REFERENCE, Process, open_backend, process_of
 from conformance.case import Case
 from conformance.environment import environment
 from conformance.errors import EnvironmentTrouble, UsageError
@@ -169,7 +169,7 @@ def apart(name: str, terms: pool.Terms) -> bool:
 def _here(plan: Plan, jobs: list[pool.Job]) -> Records:
     from conformance.engine import Limits, run_case
 
-    limits = Limits(plan.seconds, "--allow-python" in plan.terms.options)
+    limits = Limits(plan.seconds, "--allow-python" in plan.terms.options, open_backend(REFERENCE))
     backends = {name: open_backend(name) for name in plan.backends}
     for job in jobs:
         yield run_case(job.case, backends[job.backend], job.backend, limits).record

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from conformance.backend import Backend
+from conformance.backends import REFERENCE, open_backend
 from conformance.case import Case
 from conformance.engine import Limits, Trial, layers_of, run_case
 from conformance.inputs import inputs_of
@@ -40,7 +41,7 @@ def show(case: Case, backend: Backend, name: str, console: Console, allow_python
     console.rule(Text(case.id))
     console.print(Text(f"{case.path}:{case.line}   seed {case.seed}   backend {name}\n"))
     console.print(Text(case.yaml.rstrip() + "\n"))
-    trial = run_case(case, backend, name, Limits(allow_python=allow_python))
+    trial = run_case(case, backend, name, Limits(allow_python=allow_python, reference=open_backend(REFERENCE)))
     if trial.quantized is not None:
         console.print(Text(str(build(case, allow_python)) + "\n"))
         console.print(graph_table(trial, console.width))

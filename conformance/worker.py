@@ -73,11 +73,12 @@ def cases_of(path: str) -> dict[str, Case]:
 
 def serve(say: Callable[[dict[str, Any]], None], requests: Iterable[str], backend: Backend, options: Any) -> None:
     """Answer requests until they end."""
+    from conformance.backends import REFERENCE, open_backend
     from conformance.engine import Limits, run_case
     from conformance.errors import ConformanceError
 
     # The deadline is kept by the process that asks, which can end this one whatever it is doing.
-    limits = Limits(None, options.allow_python)
+    limits = Limits(None, options.allow_python, open_backend(REFERENCE))
     for line in requests:
         try:
             request = json.loads(line)

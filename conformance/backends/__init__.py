@@ -19,6 +19,8 @@ from conformance.errors import EnvironmentTrouble, UsageError, nearest
 
 GROUP = "conformance.backends"
 ALL = "all"
+# The backend that the accuracy of others is compared with.
+REFERENCE = "qlib"
 
 
 class Tier(StrEnum):

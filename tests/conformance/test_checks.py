@@ -8,7 +8,7 @@ import torch
 
 from conformance.backend import Explanation
 from conformance.checks import CHECKS, judge, verdict
-from conformance.compare import Rounding
+from conformance.compare import Rounding, sqnr_db
 from conformance.observation import Evidence
 from conformance.record import Finding, Layer, Outcome, Verdict
 from conformance.rounding import RULES, Rule
@@ -278,3 +278,42 @@ def test_the_activation_scheme_is_compared_likewise() -> None:
 
 def test_a_declaration_that_holds_shows_nothing_by_itself() -> None:
     assert verdict(judge(evidence(), ModeExpect(debug_equal=None))) is Verdict.VACUOUS
+
+
+def beside(reference: float | None, **bounds: float) -> Finding:
+    expect = ModeExpect(accuracy=Accuracy(below_reference_db=1.0, **bounds), debug_equal=None)
+    found = judge(replace(evidence(), reference_sqnr_db=reference), expect)
+    return next(finding for finding in found if finding.check == "accuracy")
+
+
+OWN = sqnr_db([FLOATS], [RIGHT])
+
+
+@pytest.mark.parametrize(("better", "outcome"), [(-5, "held"), (0, "held"), (0.5, "held"), (2, "failed")])
+def test_so_many_decibels_below_the_reference_are_allowed(better: float, outcome: str) -> None:
+    finding = beside(OWN + better)
+    assert finding.outcome is Outcome(outcome)
+    assert f"at most 1 dB below the reference, which has {OWN + better:.4g}" in finding.expected
+
+
+@pytest.mark.parametrize(("floor", "outcome"), [(OWN - 1, "held"), (OWN + 1, "failed")])
+def test_a_floor_of_the_spec_counts_beside_the_reference(floor: float, outcome: str) -> None:
+    assert beside(OWN - 9, sqnr_db=floor).outcome is Outcome(outcome)
+    assert beside(OWN + 9, sqnr_db=floor).outcome is Outcome.FAILED
+    assert beside(None, sqnr_db=floor).outcome is Outcome(outcome)
+
+
+def test_without_a_reference_the_comparison_alone_is_vacuous() -> None:
+    assert beside(None).outcome is Outcome.VACUOUS
+
+
+def test_a_reference_that_zeros_would_match_is_vacuous() -> None:
+    assert beside(0.5).outcome is Outcome.VACUOUS
+
+
+def test_beside_an_exact_reference_an_error_of_float32_is_none() -> None:
+    assert beside(math.inf).outcome is Outcome.FAILED
+    for outputs in ((FLOATS,), (FLOATS * (1 + 2.0**-22),)):
+        near = replace(evidence(), outputs=outputs, reference_sqnr_db=math.inf)
+        found = judge(near, ModeExpect(accuracy=Accuracy(below_reference_db=1.0)))
+        assert outcomes(found)["accuracy"] is Outcome.HELD
