@@ -116,9 +116,19 @@ RESIDUAL = [
     ("quantized::cat", 0, 1, 1),
 ]
 
+# A recurrent layer on a tensor whose dimensions lie in memory in another order.
+PERMUTED = [
+    ("quantized::linear_per_token_dynamic", 0, 0, 0),
+    ("quantized::sub_scalar", 1, 0, 0),
+    ("quantized::linear_per_token_dynamic", 0, 0, 0),
+    ("quantized::linear_per_token_dynamic", 0, 0, 0),
+    ("quantized::gru_dynamic", 2, 0, 0),
+]
+
 
 @given(st.sampled_from(SHAPES), STEPS, st.sampled_from(STATIC), st.integers(1, 1000))
 @also((2, 3, 6, 8), RESIDUAL, "default", 1)
+@also((2, 4, 6), PERMUTED, "asymmetric_weight", 1)
 def test_a_random_graph(shape: tuple[int, ...], steps: Steps, preset: str, seed: int) -> None:
     assert_forms_hold(grown(shape, steps), preset, seed)
 
