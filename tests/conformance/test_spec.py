@@ -45,9 +45,9 @@ cases:
     matrix: {t: [uint8]}
     graph:
       inputs: {x: {shape: [1], dtype: "${t}", scale: 1, zero_point: 3}, i: {shape: [1], dtype: int64}}
-      constants: {w: {shape: [2, 3], dtype: int8, scale: [1, 0.5], axis: 0, zero_point: [1, 2]}}
+      constants: {w: {shape: [2, 3], dtype: uint8, scale: [1, 0.5], axis: 0, zero_point: [1, 2]}}
       compute: text
-      output: [{dtype: int8, scale: 1}, null]
+      output: [{dtype: uint8, scale: 1}, null]
     expect: {ops: {quantized::relu: 1}}
 """
 TYPES = {
