@@ -326,6 +326,11 @@ def verdict(findings: tuple[Finding, ...]) -> Verdict:
     return Verdict.NATIVE
 
 
+def _finite(value: float | None) -> float | None:
+    """What JSON has a word for."""
+    return value if value is not None and math.isfinite(value) else None
+
+
 def measure(evidence: Evidence) -> Measures:
     """The numbers of a case, whether or not its spec bounds them."""
     if [x.shape for x in evidence.float_outputs] != [x.shape for x in evidence.outputs]:
@@ -338,10 +343,10 @@ def measure(evidence: Evidence) -> Measures:
         else max_quanta(evidence.debug_outputs, evidence.outputs, evidence.quanta)
     )
     return Measures(
-        sqnr_db=sqnr if math.isfinite(sqnr) else None,
-        max_abs=absolute if math.isfinite(absolute) else None,
-        max_quanta=quanta,
-        debug_quanta=debug,
+        sqnr_db=_finite(sqnr),
+        max_abs=_finite(absolute),
+        max_quanta=_finite(quanta),
+        debug_quanta=_finite(debug),
         exact=counts.exact if counts else None,
         tie=counts.tie if counts else None,
         wrong=counts.wrong if counts else None,
