@@ -375,6 +375,7 @@ def verdict(findings: tuple[Finding, ...]) -> Verdict:
 
 
 def _finite(value: float | None) -> float | None:
+    """What JSON has a word for."""
     return value if value is not None and math.isfinite(value) else None
 
 
@@ -392,8 +393,8 @@ def measure(evidence: Evidence) -> Measures:
     return Measures(
         sqnr_db=_finite(sqnr),
         max_abs=_finite(absolute),
-        max_quanta=quanta,
-        debug_quanta=debug,
+        max_quanta=_finite(quanta),
+        debug_quanta=_finite(debug),
         exact=counts.exact if counts else None,
         tie=counts.tie if counts else None,
         wrong=counts.wrong if counts else None,

@@ -181,6 +181,7 @@ class Acquaintances:
             if before not in (None, about):
                 raise EnvironmentTrouble(f"backend {worker.backend!r}: said {before} at first, and now {about}")
         except EnvironmentTrouble as error:
+            worker.stop()
             self.said[worker.backend] = error
             raise
         self.said[worker.backend] = about

@@ -105,6 +105,13 @@ def test_other_backends_run_and_the_command_ends_with_3(target: str, conformance
     assert verdicts == [(f"bad-about:{target}", "error", "hello")] * 2 + [("qlib", "native", None)] * 2
 
 
+@pytest.mark.parametrize("target", ["nan", "none", "more"])
+def test_records_of_bad_outputs_can_be_written(target: str, conformance: Command, small: Path) -> None:
+    said = conformance("run", small, "-k", "linear[", "--backend", f"bad-output:{target}", "-o", "out")
+    assert said.code == 1
+    assert [str(record.verdict) for record in read(Path("out") / "results.jsonl").records] == ["wrong"] * 2
+
+
 @pytest.mark.parametrize("act", ["kill", "exit"])
 def test_two_workers_lose_the_cases_that_end_them_and_no_other(
     act: str, conformance: Command, tmp_path: Path, small: Path
