@@ -210,6 +210,8 @@ def _converted(task: Task, asked: Scheme) -> Any:
 
 
 def _lowered(model: Any, task: Task) -> Lowered:
+    # The operators that quantize and dequantize what XNNPACK was not handed.
+    import executorch.kernels.quantized
     import torch
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
