@@ -223,9 +223,8 @@ def _lowered(model: Any, task: Task) -> Lowered:
         try:
             return Lowered(to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()]), subgraphs)
         except SpecViolationError as error:
-            raise Unsupported(
-                f"it lowers no {OTHER_OPERATORS}: {' '.join(str(error).split())[:200]}", OTHER_OPERATORS
-            ) from error
+            text = str(error).partition(" (")[0]
+            raise Unsupported(f"it lowers no {OTHER_OPERATORS}: {text}", OTHER_OPERATORS) from error
 
 
 def _loaded(lowered: Lowered) -> Callable[..., object]:
