@@ -138,8 +138,11 @@ def _suffix(precision: str, name: str) -> str:
 BORDERS = frozenset(
     {"XNNConvert", "quantize_per_tensor", "dequantize_per_tensor", "dequantize_per_channel", "quantize_per_channel"}
 )
-# What is put in to change layouts.
-MOVES = frozenset({"XNNStaticTranspose", "XNNStaticReshape", "XNNCopy", "_to_dim_order_copy", "_clone_dim_order"})
+# What is put in to change layouts, and to join more tensors than one operator can.
+MOVES = frozenset(
+    {"XNNStaticTranspose", "XNNStaticReshape", "XNNCopy", "_to_dim_order", "_clone_dim_order", "_to_dim_order_copy"}
+    | {f"XNNConcatenate{n}" for n in (2, 3, 4, 5)}
+)
 WITH_SCALAR = frozenset({"add", "sub", "rsub", "mul", "div"})
 WITH_RELU = frozenset(
     {"linear", "add", "sub", "mul", "div", "batch_norm"}

@@ -25,9 +25,10 @@ OBSERVERS = {
     "histogram": "HistogramObserver",
     "moving_average_min_max": "MovingAverageMinMaxObserver",
 }
-# What its quantizer has no word for.
+OTHER_OPERATORS = "operators outside of core ATen"
+# What its quantizer has no word for, and its lowering no form.
 LACKS = frozenset(
-    {"QConfigs by module", "results of a type of their own", "groups", "narrow ranges"}
+    {OTHER_OPERATORS, "QConfigs by module", "results of a type of their own", "groups", "narrow ranges"}
     | {"activations in float", "weights with a zero point", "symmetric activations at run time"}
     | {"one range of the whole tensor at run time"}
     | {f"the observer {name}" for name in ("fixed", "learnable")}
@@ -210,13 +211,20 @@ def _converted(task: Task, asked: Scheme) -> Any:
 
 
 def _lowered(model: Any, task: Task) -> Lowered:
+    # The operators that quantize and dequantize what XNNPACK was not handed.
+    import executorch.kernels.quantized  # noqa: F401
     import torch
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
+    from torch._export.verifier import SpecViolationError
 
     with recorded() as subgraphs:
         exported = torch.export.export(model, task.inputs, strict=False)
-        return Lowered(to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()]), subgraphs)
+        try:
+            return Lowered(to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()]), subgraphs)
+        except SpecViolationError as error:
+            text = str(error).partition(" (")[0]
+            raise Unsupported(f"it lowers no {OTHER_OPERATORS}: {text}", OTHER_OPERATORS) from error
 
 
 def _loaded(lowered: Lowered) -> Callable[..., object]:

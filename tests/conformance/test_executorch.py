@@ -156,7 +156,8 @@ cases:
 def test_verdicts() -> None:
     pytest.importorskip("executorch.exir")
     backend = open_backend("executorch-xnnpack")
-    records = {case.spec: run_case(case, backend, "executorch-xnnpack").record for case in cases_of(SPECS)}
+    trials = [run_case(case, backend, "executorch-xnnpack") for case in cases_of(SPECS)]
+    records = {trial.record.subject.spec: trial.record for trial in trials}
     assert {spec: (record.verdict, record.error) for spec, record in records.items()} == {
         "linear": (Verdict.NATIVE, None),
         "dynamic": (Verdict.NATIVE, None),

@@ -188,7 +188,8 @@ def test_verdicts(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     pytest.importorskip("litert_torch")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     backend = open_backend(f"litert:{target}")
-    records = {case.spec: run_case(case, backend, "litert").record for case in cases_of(SPECS)}
+    trials = [run_case(case, backend, "litert") for case in cases_of(SPECS)]
+    records = {trial.record.subject.spec: trial.record for trial in trials}
     found = {spec: (record.verdict, record.error) for spec, record in records.items()}
     assert found["linear"] == found["dynamic"] == (Verdict.NATIVE, None)
     assert found["in_float"][0] is Verdict.FALLBACK
