@@ -242,3 +242,24 @@ def test_a_backend_that_cannot_tell_layers_is_not_judged_by_them() -> None:
     found = judge(replace(evidence(), layers=None), LAYERS)
     assert "layers" not in outcomes(found)
     assert verdict(found) is Verdict.VACUOUS
+
+
+@pytest.mark.parametrize(
+    ("difference", "step", "held"),
+    [
+        (0.0, STEP, True),
+        (STEP, STEP, False),
+        (1e-6, None, True),  # as two orders of adding up part
+        (1e-3, None, False),  # as a step of 8 bits in one term does
+        (math.nan, None, False),
+    ],
+)
+def test_forms_that_nothing_explains_differ_by_no_more_than_sums(
+    difference: float, step: float | None, held: bool
+) -> None:
+    bare = replace(
+        evidence(), explained=None, debug_explained=None, quanta=(step,), debug_outputs=(RIGHT + difference,)
+    )
+    finding = CHECKS["debug_equal"].run(bare, ModeExpect(debug_equal=0.0))
+    assert finding is not None and (finding.outcome is Outcome.HELD) is held
+    assert ("results in float" in finding.got) is (step is None) and ("quanta" in finding.got) is (step is not None)
