@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -68,11 +69,19 @@ def _prepared(task: Task, engine: str) -> Any:
     qconfigs = torch_mapping(mapping_of(task.qconfig), task.mode, engine)
     prepare = prepare_qat_fx if task.mode == "qat" else prepare_fx
     # Its own copy: the float module is the one that training is after.
-    module = copy.deepcopy(task.module).train(task.mode == "qat")
+    module = _held(copy.deepcopy(task.module)).train(task.mode == "qat")
     try:
         return prepare(module, qconfigs, task.inputs)
     except TraceError as error:
         raise Unsupported(f"its tracer can't follow {_CONTROL_FLOW}: {error}", _CONTROL_FLOW) from error
+
+
+def _held(module: Any) -> Any:
+    """A layer within a model, as the flow expects it: layers are taken as they are, but the model is looked into."""
+    from torch import nn
+
+    layer = type(module).__module__.startswith("torch.nn.") and not isinstance(module, nn.Sequential)
+    return nn.Sequential(module) if layer and len(inspect.signature(module.forward).parameters) == 1 else module
 
 
 def _fit(prepared: Any, task: Task) -> None:

@@ -79,9 +79,8 @@ class TorchAo:
                 exported = _exported(task)
             with stage("prepare"):
                 prepared = prepare_pt2e(exported, quantizer)
-            if task.mode == "static":
-                with stage("calibrate"):
-                    calibrate(prepared, task.calibration or (task.inputs,))
+            with stage("calibrate"):  # in dynamic mode for the weights
+                calibrate(prepared, task.calibration or (task.inputs,))
             with stage("convert"):
                 converted = convert_pt2e(prepared)
             with stage("lower"):

@@ -317,3 +317,24 @@ def test_beside_an_exact_reference_an_error_of_float32_is_none() -> None:
         near = replace(evidence(), outputs=outputs, reference_sqnr_db=math.inf)
         found = judge(near, ModeExpect(accuracy=Accuracy(below_reference_db=1.0)))
         assert outcomes(found)["accuracy"] is Outcome.HELD
+
+
+@pytest.mark.parametrize(
+    ("difference", "step", "held"),
+    [
+        (0.0, STEP, True),
+        (STEP, STEP, False),
+        (1e-6, None, True),  # as two orders of adding up part
+        (1e-3, None, False),  # as a step of 8 bits in one term does
+        (math.nan, None, False),
+    ],
+)
+def test_forms_that_nothing_explains_differ_by_no_more_than_sums(
+    difference: float, step: float | None, held: bool
+) -> None:
+    bare = replace(
+        evidence(), explained=None, debug_explained=None, quanta=(step,), debug_outputs=(RIGHT + difference,)
+    )
+    finding = CHECKS["debug_equal"].run(bare, ModeExpect(debug_equal=0.0))
+    assert finding is not None and (finding.outcome is Outcome.HELD) is held
+    assert ("results in float" in finding.got) is (step is None) and ("quanta" in finding.got) is (step is not None)

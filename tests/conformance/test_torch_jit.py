@@ -23,7 +23,7 @@ cases:
     expect:
       ops:
         static: {quantized::linear_relu: 1, quantized::linear: 1, quantized::quantize_per_tensor: 1}
-        dynamic: {quantized::linear_dynamic: 1, quantized::linear_relu_dynamic: 1}
+        dynamic: {quantized::linear_dynamic: 2}
       absent: [aten::linear]
       accuracy: {sqnr_db: 25}
   - id: in_float
