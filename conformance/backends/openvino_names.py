@@ -64,8 +64,19 @@ class Kernel:
         """How much a kernel has to say of an operator that several stand for: 2 for products, 0 for moves."""
         return 2 * (self.kind in _BY_IMPLEMENTATION) or int(self.kind not in _MOVES)
 
-    def whole(self) -> bool:
-        """Whether it holds products of integers between the quantization and the dequantization of their values."""
+    @property
+    def quantizes(self) -> bool:
+        """Whether integers begin in it."""
+        return not INTEGERS & set(self.takes) and (self._holds_integers or self.gives_integers)
+
+    @property
+    def dequantizes(self) -> bool:
+        """Whether integers end in it."""
+        return not INTEGERS & set(self.gives) and (self._holds_integers or bool(INTEGERS & set(self.takes)))
+
+    @property
+    def _holds_integers(self) -> bool:
+        """Whether products of integers are fused in it with the quantization before them and what follows."""
         return self.kind == "Subgraph" and any(layer.endswith(_MOVED_BEHIND) for layer in self.layers)
 
 
@@ -111,9 +122,7 @@ def _one_each(values: list[str], source: Source) -> list[str]:
 def _ran(kernel: Kernel, source: Source, made: set[str]) -> list[_Ran]:
     """What a kernel does: it quantizes, computes values, dequantizes."""
     values = _one_each(_values(kernel, source), source)
-    enters = kernel.whole() or (not INTEGERS & set(kernel.takes) and kernel.gives_integers)
-    leaves = kernel.whole() or (bool(INTEGERS & set(kernel.takes)) and not INTEGERS & set(kernel.gives))
-    found = [_Ran(_QUANTIZE)] if enters and not kernel.gets_integers else []
+    found = [_Ran(_QUANTIZE)] if kernel.quantizes else []
     taken: set[str] = set()
     for value in values:
         name = source.quantized(value) if _on_integers(kernel, value, values[0]) else source.operator(value)[0]
@@ -122,7 +131,7 @@ def _ran(kernel: Kernel, source: Source, made: set[str]) -> list[_Ran]:
             taken.add(relu)
             name += "_relu" if relu else ""
         found += [] if value in taken else [_Ran(name, source.operator(value)[1], kernel.weight)]
-    found += [_Ran(_DEQUANTIZE)] if leaves and not kernel.gives_integers else []
+    found += [_Ran(_DEQUANTIZE)] if kernel.dequantizes else []
     return found or ([] if _is_border(kernel, source) else [_Ran(f"unmapped:{kernel.kind}")])
 
 
