@@ -4,7 +4,8 @@
 
 The results are those that the tests of the reports make up. A fresh browser with a profile of its own opens the page
 from a server on this machine for each round, and the page's own clock (`performance.now`, milliseconds since the
-navigation began) is read at three points, each after a whole frame was drawn and the main thread was free again:
+navigation began) is read at three points, each after a whole frame was drawn and the main thread was free again. A
+page of one case, opened in turn with it, shows what the machine itself takes:
 
     interactive   the matrix with its first family is there, and its filters work
     whole         every row is there, and what the panels and the search need is unpacked
@@ -14,7 +15,6 @@ navigation began) is read at three points, each after a whole frame was drawn an
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import shutil
 import statistics
@@ -87,23 +87,29 @@ def opened(chromium: str, server: HTTPServer, told: Queue[dict[str, float]]) -> 
             browser.wait()
 
 
+def probed(cases: int) -> bytes:
+    """The page of so many cases with the probe in it; its policy allows its own script alone, so that it has to go."""
+    start = time.perf_counter()
+    page = html.render(make_run(cases, TWELVE), make_records(cases, TWELVE))
+    spent = time.perf_counter() - start
+    print(f"{cases} cases, {len(TWELVE)} backends: {len(page.encode()) / 1e6:.2f} MB, made in {spent:.1f} s")
+    return re.sub(r"<meta http-equiv[^>]*>", "", page).replace("</body>", f"{PROBE}</body>").encode()
+
+
 def main(rounds: int, cases: int) -> None:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         raise SystemExit("expected chromium on the PATH, found none")
-    records = make_records(cases, TWELVE)
-    start = time.perf_counter()
-    page = html.render(make_run(cases, TWELVE), records)
-    spent = time.perf_counter() - start
-    print(f"{cases} cases, {len(TWELVE)} backends: {len(page.encode()) / 1e6:.2f} MB, rendered in {spent:.1f} s")
-    # The policy of the page allows its own script alone, and this one asks it for the time.
-    page = re.sub(r"<meta http-equiv[^>]*>", "", page).replace("</body>", f"{PROBE}</body>")
+    sizes = (1, cases)
     told: Queue[dict[str, float]] = Queue()
-    server = served(page.encode(), told)
-    found = [opened(chromium, server, told) for _ in range(rounds)]
-    rows = [[name, *(round(f(each[name] for each in found)) for f in (statistics.median, min, max))] for name in POINTS]
-    print(tabulate(rows, headers=["milliseconds", "median", "least", "most"], tablefmt="github"))
-    print(json.dumps(found))
+    servers = [served(probed(size), told) for size in sizes]
+    found = [[opened(chromium, server, told) for server in servers] for _ in range(rounds)]
+    rows = []
+    for name in POINTS:
+        small, large = ([each[place][name] for each in found] for place in range(2))
+        rows.append([name, *(round(f(large)) for f in (statistics.median, min, max)), round(statistics.median(small))])
+    heads = ["milliseconds", "median", "least", "most", "median of a page of one case"]
+    print(tabulate(rows, headers=heads, tablefmt="github"))
 
 
 if __name__ == "__main__":
