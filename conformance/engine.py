@@ -136,7 +136,7 @@ def _gap(about: About, case: Case) -> str | None:
         return f"not installed: {', '.join(about.missing)}"
     if str(case.mode) not in about.modes:
         return f"declares no mode {case.mode}"
-    if str(case.capture) not in about.captures:
+    if str(case.capture) not in about.captures and case.mode is not Mode.NUMERICS:
         return f"declares no capture {case.capture}"
     return None
 

@@ -58,7 +58,7 @@ class OnnxRuntime:
             name="onnxruntime",
             versions=versions,
             modes=frozenset({"static", "dynamic", "numerics"}),
-            captures=frozenset({"export", "trace", "script"}),
+            captures=frozenset({"export"}),  # each gives the same graph, which is all that it gets
             lacks=LACKS,
             missing=missing,
             properties={"activation_scheme": "per_tensor_asymmetric"},

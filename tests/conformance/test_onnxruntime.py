@@ -16,7 +16,7 @@ from conformance.record import Verdict
 SPECS = """\
 spec: 1
 suite: engine
-defaults: {inputs: {x: {shape: [4, 12]}}, capture: [trace]}
+defaults: {inputs: {x: {shape: [4, 12]}}, capture: [export]}
 cases:
   - id: linear
     why: the pattern that every engine has

@@ -43,7 +43,7 @@ cases:
 FLOW = """\
 spec: 1
 suite: flow
-defaults: {inputs: {x: {shape: [4, 12]}}, capture: [trace]}
+defaults: {inputs: {x: {shape: [4, 12]}}, capture: [export]}
 cases:
   - id: linear
     why: its own tool quantizes it
