@@ -60,6 +60,8 @@ def build(case: Case, allow_python: bool = False) -> nn.Module:
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
             _draw_statistics(part, source)
     _apply_parameters(module, case, source)
+    if case.qparams:  # constants, among them statistics, which torch refuses where they may be trained
+        module.requires_grad_(False)
     return module.eval()
 
 
