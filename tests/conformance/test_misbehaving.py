@@ -117,7 +117,7 @@ def test_two_workers_lose_the_cases_that_end_them_and_no_other(
     act: str, conformance: Command, tmp_path: Path, small: Path
 ) -> None:
     backends = ["--backend", "qlib", "--backend", f"bad-process:{act}", "--backend", "crashes", "--backend", "hangs"]
-    said = conformance("run", small, "-k", "linear[", "-n", "2", "--timeout", "8", *backends, "-o", "out")
+    said = conformance("run", small, "-k", "linear[", "-n", "2", "--timeout", "16", *backends, "-o", "out")
     assert said.code == 1
     found = sorted((record.backend, str(record.verdict)) for record in read(Path("out") / "results.jsonl").records)
     wanted = {f"bad-process:{act}": "crash", "crashes": "crash", "hangs": "timeout", "qlib": "native"}
