@@ -71,6 +71,8 @@ def _border(part: Executed) -> tuple[str, ...] | None:
     """The names of an operator that changes how numbers are stored; None for one that computes."""
     if part.native not in BORDERS:
         return None
+    if part.native == "choose_qparams":
+        return ("quantized::choose_qparams",)
     given, made = part.inputs[0], part.outputs[0]
     if made == AT_RUN_TIME:
         return ("quantized::choose_qparams_per_token", "quantized::quantize_per_token")
@@ -136,7 +138,8 @@ def _suffix(precision: str, name: str) -> str:
 
 # Operators that change how numbers are stored, of XNNPACK and of ExecuTorch's own kernels.
 BORDERS = frozenset(
-    {"XNNConvert", "quantize_per_tensor", "dequantize_per_tensor", "dequantize_per_channel", "quantize_per_channel"}
+    {"XNNConvert", "choose_qparams"}
+    | {f"{way}_per_{scales}" for way in ("quantize", "dequantize") for scales in ("tensor", "channel")}
 )
 # What is put in to change layouts, and to join more tensors than one operator can.
 MOVES = frozenset(

@@ -74,6 +74,7 @@ def xnn(kind: str, inputs: str, output: str, source: str = "", bounded: bool = F
             [],
             ["quantized::choose_qparams_per_token", "quantized::quantize_per_token"],
         ),
+        ([Executed("choose_qparams", ("fp32",), ("float64",), "chosen")], [], ["quantized::choose_qparams"]),
         ([xnn("Mystery", "qint8", "qint8")], ["linear"], ["unmapped:XNNMystery"]),
     ],
 )
