@@ -123,13 +123,16 @@ _CALL = re.compile(
 )
 
 
-def of_code(code: str) -> tuple[str, ...]:
-    """The operators that inductor's code calls, in order; its own loops are `unmapped:`, as they are of any type."""
+def of_code(code: str, mode: str) -> tuple[str, ...]:
+    """The operators that inductor's code calls, in order; its own loops are `unmapped:`, as they are of any type.
+
+    `mode` tells dynamic kernels: inductor passes scales that are known beforehand as tensors too.
+    """
     body = code.partition("def call(")[2]
-    return tuple(name for line in body.splitlines() if (found := _CALL.search(line)) for name in _of_line(found))
+    return tuple(name for line in body.splitlines() if (found := _CALL.search(line)) for name in _of_line(found, mode))
 
 
-def _of_line(found: re.Match[str]) -> tuple[str, ...]:
+def _of_line(found: re.Match[str], mode: str) -> tuple[str, ...]:
     if found["fused"]:
         return (f"unmapped:{found['fused']}",)
     if found["extern"]:
@@ -139,7 +142,8 @@ def _of_line(found: re.Match[str]) -> tuple[str, ...]:
         lists = (re.findall(r"-?[\d.]+", text) for text in re.findall(r"\[([^\]]*)\]", given))
         numbers = tuple(tuple(map(float, items)) for items in lists if items)
         words = tuple(re.findall(r"'(\w+)'", given))
-        return of_kernel(Kernel(name, found["overload"], words, numbers, bool(re.search(r"torch\.u?int8", given))))
+        overload = found["overload"] if mode == "dynamic" else ""
+        return of_kernel(Kernel(name, overload, words, numbers, bool(re.search(r"torch\.u?int8", given))))
     if name in NOTHING:
         return ()
     if name in NAMED:

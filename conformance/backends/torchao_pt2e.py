@@ -117,7 +117,7 @@ def _compiled(converted: Any, task: Task) -> tuple[Program, Program]:
             return compiled(*inputs)
 
     _, codes = run_and_get_code(call, *(x.clone() for x in task.inputs))
-    ran = tuple(name for code in codes for name in torchao_names.of_code(code))
+    ran = tuple(name for code in codes for name in torchao_names.of_code(code, task.mode))
     return Program(call, ran, Counter(ran), graph="\n".join(codes)), _program(converted, task)
 
 

@@ -108,12 +108,12 @@ def test_code() -> None:
 torch.ops.onednn.qlinear_pointwise.default(before, 'relu')
 def call(args):
     cpp_fused_quantize_per_tensor_0(arg0_1, buf0, s0)
-    buf1 = torch.ops.onednn.qlinear_pointwise.default(buf0, 0.1, 0, w, s, z, b, 0.2, 0, torch.uint8, 'relu', [], '')
+    buf1 = torch.ops.onednn.qlinear_pointwise.tensor(buf0, 0.1, 0, w, s, z, b, 0.2, 0, torch.uint8, 'relu', [], '')
     buf2 = torch.ops.onednn.qconv_pointwise.default(x, 0.1, 0, w, s, z, b, [1, 1], [0, 0], [1, 1], 1, 0.3, 0, torch.float32, 'none', [], '')
     extern_kernels.addmm(bias, buf1, reinterpret_tensor(w, (8, 5), (1, 8), 0), alpha=1, beta=1, out=buf3)
     return (buf3, )
 """
-    assert of_code(code) == (
+    assert of_code(code, "static") == (
         "unmapped:cpp_fused_quantize_per_tensor",
         "quantized::linear_relu",
         "quantized::conv2d",
