@@ -235,7 +235,7 @@ def _sqnr_of(reference: Backend, task: Task) -> float:
     """
     module, inputs = copy.deepcopy(task.module), task.inputs
     try:
-        quantized = reference.quantize(replace(task, inputs=fresh(inputs)), lambda name: nullcontext())
+        quantized = reference.quantize(replace(task, inputs=fresh(inputs)), lambda step: nullcontext())
         with torch.no_grad():
             expected, got = tensors(module(*fresh(inputs))), tensors(quantized.final.call(*fresh(inputs)))
         found = sqnr_db(expected, got)
