@@ -81,7 +81,7 @@ def test_where_it_is_not_installed_no_case_is_run(monkeypatch: pytest.MonkeyPatc
     def missing(name: str) -> str:
         raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr("conformance.backends.onnxruntime.version", missing)
+    monkeypatch.setattr("conformance.environment.metadata.version", missing)
     assert set(verdicts().values()) == {(Verdict.UNSUPPORTED, "not installed: onnxruntime, onnx, torch")}
 
 
