@@ -91,8 +91,9 @@ def serve(say: Callable[[dict[str, Any]], None], requests: Iterable[str], backen
 
 def hello_of(about: About) -> dict[str, Any]:
     """What a backend says of itself, as JSON; `conformance.backend.about_of` is its inverse."""
-    said = {key: sorted(value) if isinstance(value, frozenset) else value for key, value in asdict(about).items()}
-    return {**said, "python": platform.python_version()}
+    from conformance.backend import declared
+
+    return {"name": about.name, **asdict(declared(about)), "python": platform.python_version()}
 
 
 def open_here(name: str) -> Introduced:
