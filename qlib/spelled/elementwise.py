@@ -12,14 +12,17 @@ from qlib.spelled.formulas import ATEN, requantized, requantized_float, shifted,
 
 
 def table(site: Site) -> fx.Node:
-    """The kernel's table, or its tables for each channel, at the index of each stored integer."""
+    """The kernel's table, or its tables for each channel, at the index of each stored integer.
+
+    Contiguous as in the kernel: what stays in float after it may compute otherwise on memory in another order.
+    """
     graph = site.model.graph
     x, entries = KERNELS[site.match.op.kernel].arguments(site)
     index = [shifted(graph, x, torch.iinfo(site.sources[0].dtype).min)]
     if site.tensor(entries).dim() == 2:
         _, channels, *rest = site.match.operands[0].meta["shape"]
         index.insert(0, site.constant("channels", torch.arange(channels).reshape(-1, *[1] * len(rest))))
-    return call(graph, ATEN.index.Tensor, entries, index)
+    return call(graph, ATEN.contiguous.default, call(graph, ATEN.index.Tensor, entries, index))
 
 
 def combine(site: Site) -> fx.Node:

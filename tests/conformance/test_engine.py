@@ -113,7 +113,7 @@ def test_an_exception_when_the_model_is_called_is_wrong_too() -> None:
 
 
 def test_an_exception_in_our_own_steps_is_an_error() -> None:
-    assert {"build", "judge"} == OURS
+    assert {"build", "reference", "judge"} == OURS
     record = run(next(case for case in cases_of(VERDICTS) if case.spec_id == "error"))
     assert (record.verdict, record.stage) == (Verdict.ERROR, "build")
     assert "Did you mean 'weight'?" in record.error

@@ -116,7 +116,7 @@ RESIDUAL = [
     ("quantized::cat", 0, 1, 1),
 ]
 
-# A recurrent layer on a tensor whose dimensions lie in memory in another order.
+# A table after a convolution, whose result lies in memory in another order; a recurrent layer in float heeds the order.
 PERMUTED = [
     ("quantized::linear_per_token_dynamic", 0, 0, 0),
     ("quantized::sub_scalar", 1, 0, 0),
