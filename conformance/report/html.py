@@ -54,6 +54,6 @@ def _backend(name: str, records: Sequence[Record]) -> dict[str, Any]:
 
 
 def _segments(group: summary.Tally) -> list[tuple[str, int, str]]:
-    """The parts of a bar as verdict, count and glyph; `error` has no part, because it is not scored."""
+    """The parts of a bar as verdict, count and glyph; `error` has no part, because it says nothing."""
     seen = [verdict for verdict in summary.verdicts_seen([group]) if verdict != "error"]
     return [(str(verdict), group.counts[verdict], summary.GLYPHS[verdict]) for verdict in seen]

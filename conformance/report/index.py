@@ -45,10 +45,9 @@ def render(run: Run, records: Sequence[Record], links: Mapping[str, str], findin
 def _backend(name: str, records: Sequence[Record]) -> list[str]:
     own = [record for record in records if record.backend == name]
     whole = summary.total(own)
-    asked = whole.scored - whole.counts.get(Verdict.UNSUPPORTED, 0)
     counts = [whole.counts.get(verdict, 0) for verdict in SHOWN]
     other = len(own) - whole.native - sum(counts)
-    score = summary.share(whole.native, asked)
+    score = whole.score
     return [name, score, *map(str, counts), str(other), _shown(own, "rounding"), _shown(own, "activation_scheme")]
 
 

@@ -65,8 +65,8 @@ class Tally:
 
     @property
     def scored(self) -> int:
-        """The m of "n of m": every record but those that ended in `error`."""
-        return sum(self.counts.values()) - self.errors
+        """The m of "n of m": all records but `error` and what the backend declared that it lacks."""
+        return sum(self.counts.values()) - self.errors - self.counts.get(Verdict.UNSUPPORTED, 0)
 
     @property
     def errors(self) -> int:
