@@ -57,6 +57,11 @@ class Tally:
         return Tally(self.exact + other.exact, self.tie + other.tie, self.wrong + other.wrong, worst.worst, worst.where)
 
 
+def stored(integers: Tensor, rounding: Rounding) -> Tensor:
+    """What is stored of rounded numbers: they are saturated, and NaN is the least integer."""
+    return integers.clamp(rounding.qmin, rounding.qmax).where(~integers.isnan(), rounding.qmin)
+
+
 def classify(rounding: Rounding) -> Tally:
     """Tell apart the roundings of one tensor.
 
@@ -73,7 +78,7 @@ def classify(rounding: Rounding) -> Tally:
     given = rounding.given.to(torch.float64)
     if rounding.zero_point is None:
         return _classify_float(rounding, given, place)
-    expected = (torch.round(rounding.real) + rounding.zero_point).clamp(rounding.qmin, rounding.qmax)
+    expected = stored(torch.round(rounding.real) + rounding.zero_point, rounding)
     difference = (given - expected).abs()
     exact = difference == 0
     # The boundary between the expected integer and its neighbour lies half a step from the expected one.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from conformance.backend import About
+from conformance.compare import stored
 from conformance.observation import Evidence
 from conformance.scheme import Scheme, decidable, identify
 from conformance.spec import QConfigModel
@@ -59,7 +60,7 @@ def _differences(evidence: Evidence) -> Iterator[Tensor]:
     if evidence.explained is not None and evidence.rule is not None:
         for rounding in evidence.explained.roundings:
             if rounding.zero_point is not None and rounding.given.shape == rounding.real.shape:
-                exact = (rounding.real.round() + rounding.zero_point).clamp(rounding.qmin, rounding.qmax)
+                exact = stored(rounding.real.round() + rounding.zero_point, rounding)
                 yield rounding.given.double() - exact
         return
     reference = evidence.float_outputs if evidence.debug_outputs is None else evidence.debug_outputs

@@ -82,6 +82,12 @@ def test_floats_are_judged_by_the_float32_bound() -> None:
     assert classify(Rounding("n", "o", real, real.float() * math.nan, real)).wrong == 2
 
 
+def test_what_is_no_number_is_stored_as_the_least_integer() -> None:
+    nothing = torch.full((3,), math.nan, dtype=torch.float64)
+    found = classify(Rounding("n", "o", nothing, torch.tensor([0, 1, 128], dtype=torch.uint8), nothing, 128, 0, 255))
+    assert (found.exact, found.wrong) == (1, 2)
+
+
 def test_tallies_add_up_and_keep_the_worst() -> None:
     found = tally([rounding([1.4], [2]), rounding([5.0, 2.5], [9, 3])])
     assert (found.exact, found.tie, found.wrong, found.worst) == (0, 1, 2, 4.0)

@@ -128,6 +128,7 @@ PERMUTED = [
 
 @given(st.sampled_from(SHAPES), STEPS, st.sampled_from(STATIC), st.integers(1, 1000))
 @also((2, 3, 6, 8), RESIDUAL, "default", 1)
+@also((2, 4, 6), [("quantized::div", 0, 0, 0)], "asymmetric_weight", 1)  # 0 by 0
 @also((2, 4, 6), PERMUTED, "asymmetric_weight", 1)
 def test_a_random_graph(shape: tuple[int, ...], steps: Steps, preset: str, seed: int) -> None:
     assert_forms_hold(grown(shape, steps), preset, seed)
