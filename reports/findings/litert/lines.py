@@ -55,5 +55,5 @@ def tell(name, call, want):
         print(name, "raises", type(error).__name__, " ".join(str(error).split())[-200:], flush=True)
         return
     off, step = np.abs(got - want).max(), (np.ptp(want) or 1) / 255
-    noise = 10 * np.log10(np.square(want).sum() / np.square(got - want).sum()) if off else np.inf
+    noise = 10 * np.log10(np.square(want).sum() / np.square(got - want).sum()) if off and want.any() else np.inf
     print(f"{name}: off by up to {off:.3g}, {off / step:.0f} steps of the range, {noise:.1f} dB", flush=True)
