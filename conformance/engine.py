@@ -165,6 +165,7 @@ def _run(case: Case, backend: Backend, name: str, stages: Stages, limits: Limits
     with stages("build"):
         task = task_of(case, limits.allow_python)
         module, inputs = copy.deepcopy(task.module), fresh(task.inputs)
+    stages.current = "quantize"  # what it raises before it names a step is the backend's too
     quantized = backend.quantize(task, stages)
     with stages("run"):
         evidence = observe(module, inputs, quantized)
