@@ -20,16 +20,15 @@ def render(run: Run, records: Sequence[Record], links: Mapping[str, str], findin
     missing = summary.missing(run, records)
     sections = [
         "# Published results",
-        "Bundled specs on the backends below, as `tox -e publish` makes it anew with every backend that can be installed: "
-        + ", ".join(f"[{title}]({file})" for title, file in links.items())
-        + ".",
+        "Bundled specs on the backends below, as `tox -e publish` makes it anew with every backend that can be "
+        "installed: " + ", ".join(f"[{title}]({file})" for title, file in links.items()) + ".",
         f"**Incomplete:** {missing} of {run.planned} planned records are missing." if missing else "",
         table(["", ""], [[label, value] for label, value in summary.facts(run)], 0),
         "## Backends",
         "`native` counts the cases that are right by the expected integer operators, of those that could be put to the "
-        "backend; `unsupported` are declared lacks, and cases of modes and captures that it does not have. `wrong` is a "
-        "check that failed: a bound that the bundled library meets, or a tie that a backend without an explanation can't "
-        "be excused by, is among them. Which are defects is said in the findings.",
+        "backend; `unsupported` are declared lacks, and cases of modes and captures that it does not have. `wrong` is "
+        "a check that failed: a bound that the bundled library meets, or a tie that a backend without an explanation "
+        "can't be excused by, is among them. Which are defects is said in the findings.",
         table(
             ["backend", "native", *(str(verdict) for verdict in SHOWN), "other", "rounding", "dynamic activations"],
             [_backend(name, records) for name in run.backends],
