@@ -1,4 +1,4 @@
-"""Joining the results of shards into those of the whole run."""
+"""Joining the results of shards, and of backends that were run apart, into those of one run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from conformance.errors import UsageError
 from conformance.record import Run
-from conformance.sameness import plan_differences, software_differences
+from conformance.sameness import case_differences, software_differences
 from conformance.store import Results
 
 
@@ -22,15 +22,15 @@ class Merged:
 
 
 def merge(files: Sequence[tuple[Path, Results]]) -> Merged:
-    """Join results files of one plan.
+    """Join results files of the same cases: shards of them, or different backends.
 
     They may come from different machines, but must be of the same specs, options and packages. Raises UsageError
-    where they are not, or where two hold a record of the same case.
+    where they are not, or where two hold a record of the same case on the same backend.
     """
     (first, whole), *others = files
     differing = [text for path, each in others for text in _differing(first, whole, path, each)]
     if mistakes := [*_unplanned(files), *differing]:
-        raise UsageError("\n".join(["expected shards of one run, found", *(f"  {text}" for text in mistakes)]))
+        raise UsageError("\n".join(["expected parts of one run, found", *(f"  {text}" for text in mistakes)]))
     owners: dict[tuple[str, str], list[Path]] = {}
     for path, each in files:
         for record in each.records:
@@ -41,10 +41,11 @@ def merge(files: Sequence[tuple[Path, Results]]) -> Merged:
             f"expected each case once, found {len(doubled)} twice, such as {case} on {backend} in "
             f"{' and '.join(map(str, paths))}: give each shard's file once"
         )
-    planned = [(backend, case) for backend in whole.run.backends for case in whole.run.cases]
+    head = _head([each.run for _, each in files])
+    planned = [(backend, case) for backend in head.backends for case in head.cases]
     records = tuple(record for _, each in files for record in each.records)
     missing = tuple(key for key in planned if key not in owners)
-    return Merged(Results(_head([each.run for _, each in files], len(planned)), records), missing)
+    return Merged(Results(head, records), missing)
 
 
 def _unplanned(files: Sequence[tuple[Path, Results]]) -> list[str]:
@@ -52,12 +53,13 @@ def _unplanned(files: Sequence[tuple[Path, Results]]) -> list[str]:
 
 
 def _differing(first: Path, whole: Results, path: Path, each: Results) -> list[str]:
-    found = [*plan_differences(whole.run, each.run), *software_differences(whole.run, each.run)]
+    found = [*case_differences(whole.run, each.run), *software_differences(whole.run, each.run)]
     return [f"{path}: differs from {first} in {text}" for text in found]
 
 
-def _head(runs: Sequence[Run], planned: int) -> Run:
-    """The head of the whole: what differs from machine to machine is listed."""
+def _head(runs: Sequence[Run]) -> Run:
+    """The head of the whole: backends in the order of the files; what differs from machine to machine is listed."""
+    backends = tuple(dict.fromkeys(name for run in runs for name in run.backends))
     every = [run.environment for run in runs]
     environment = replace(
         every[0],
@@ -68,7 +70,10 @@ def _head(runs: Sequence[Run], planned: int) -> Run:
     return replace(
         runs[0],
         environment=environment,
-        planned=planned,
+        backends=backends,
+        planned=len(backends) * len(runs[0].cases),
+        declared={name: said for run in runs for name, said in run.declared.items()},
+        debt=tuple({debt.backend: debt for run in runs for debt in run.debt}.values()),
         command=_joined([run.command for run in runs]),
         started=min(run.started for run in runs),
         shard=None,

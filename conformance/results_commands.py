@@ -84,20 +84,21 @@ def _status(difference: Difference) -> int:
 
 
 @click.command("merge")
-@click.argument("shards", nargs=-1, required=True, type=RESULTS)
+@click.argument("parts", nargs=-1, required=True, type=RESULTS)
 @click.option("-o", "--output", required=True, type=RESULTS, help="The results file to write.")
-def merge_command(shards: tuple[Path, ...], output: Path) -> int:
-    """Join the results files of `run --shard i/n` into one, from which `report`, `diff` and `expect` go on.
+def merge_command(parts: tuple[Path, ...], output: Path) -> int:
+    """Join results files of the same cases into one, from which `report`, `diff` and `expect` go on.
 
-    The shards must be of the same specs, options, backends and package versions; machines may differ.
+    They are shards, as `run --shard i/n` makes them, or runs of different backends, or both. They must be of the same
+    specs, options and package versions; machines may differ.
 
     \b
     Exit status:
       0  every planned case is there once
       1  planned cases are missing; those that are there are written
-      2  the files are not shards of one run, or a case is in two of them
+      2  the files are not of the same cases, or a case is in two of them
     """
-    merged = merge([(path, read_whole(path)) for path in shards])
+    merged = merge([(path, read_whole(path)) for path in parts])
     write_all(output, merged.results)
     click.echo(f"written: {output} ({len(merged.results.records)} of {merged.results.run.planned} records)")
     if not merged.missing:

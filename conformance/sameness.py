@@ -13,17 +13,22 @@ def differences(one: Run, other: Run) -> list[str]:
     """Say in what two heads differ so that their records can't stand in one file; empty where they don't."""
     shards = [f"shard: {one.shard or 'all'}, now {other.shard or 'all'}"] if one.shard != other.shard else []
     software = software_differences(one, other)
-    return [*plan_differences(one, other), *software, *machine_differences(one, other), *shards]
+    plan = [*backend_differences(one, other), *case_differences(one, other)]
+    return [*plan, *software, *machine_differences(one, other), *shards]
 
 
-def plan_differences(one: Run, other: Run) -> list[str]:
-    """Say in what two plans differ: backends, and cases by id and fingerprint."""
+def backend_differences(one: Run, other: Run) -> list[str]:
+    """Say whether two plans name other backends."""
+    same = one.backends == other.backends
+    return [] if same else [f"backends: {', '.join(one.backends)}; now {', '.join(other.backends)}"]
+
+
+def case_differences(one: Run, other: Run) -> list[str]:
+    """Say in what the cases of two plans differ, by id and fingerprint."""
     found = []
     if not one.cases:
         found.append("it holds no plan: expected a file of 'conformance run' of this version")
-    if one.backends != other.backends:
-        found.append(f"backends: {', '.join(one.backends)}; now {', '.join(other.backends)}")
-    if one.cases:
+    else:
         changed = [case for case in one.cases if other.cases.get(case, one.cases[case]) != one.cases[case]]
         found += _some("cases that are gone", [case for case in one.cases if case not in other.cases])
         found += _some("cases that are new", [case for case in other.cases if case not in one.cases])
@@ -32,11 +37,11 @@ def plan_differences(one: Run, other: Run) -> list[str]:
 
 
 def software_differences(one: Run, other: Run) -> list[str]:
-    """Say which packages and backends have other versions."""
+    """Say which packages, and which of the backends that both have, have other versions."""
     before, after = one.environment, other.environment
     found = list(_changed("package", before.packages, after.packages))
     found += _changed("version", _own(one), _own(other))
-    for backend in one.backends:
+    for backend in [name for name in one.backends if name in other.backends]:
         found += _changed(f"backend {backend}", one.versions.get(backend, {}), other.versions.get(backend, {}))
     return found
 

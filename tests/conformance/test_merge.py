@@ -71,7 +71,6 @@ def test_a_shard_given_twice_is_refused() -> None:
         ({"cases": {**CASES, "new::case": "f"}}, r"cases that are new: 1 \(new::case\)"),
         ({"cases": {**CASES, next(iter(CASES)): "g"}}, "cases whose spec has changed: 1"),
         ({"cases": dict(list(CASES.items())[1:])}, "cases that are gone: 1"),
-        ({"backends": ("qlib",)}, "backends: qlib, torchao; now qlib"),
         (
             {"declared": {**DECLARED, "torchao": Declared({"torch": "2.14.0"})}},
             "backend torchao: torch 2.13.0, now 2.14.0",
@@ -83,6 +82,30 @@ def test_a_shard_given_twice_is_refused() -> None:
 def test_shards_of_something_else_are_refused(changes: dict[str, object], text: str) -> None:
     with pytest.raises(UsageError, match=text):
         merge([shard(1), changed(2, **changes), shard(3)])
+
+
+def alone(backend: str, index: int | None = None) -> tuple[Path, Results]:
+    """The results of one backend, whole or a third of them."""
+    share = Shard(index, 3) if index else None
+    own = [each for each in RECORDS if each.backend == backend and (share is None or share.holds(each.subject.case))]
+    shown = str(share) if share else None
+    run = replace(HEAD, backends=(backend,), declared={backend: DECLARED[backend]}, shard=shown, planned=len(own))
+    return Path(f"{backend}.jsonl"), Results(run, tuple(own))
+
+
+def test_backends_that_were_run_apart_make_one_run() -> None:
+    merged = merge([alone("torchao", 1), alone("qlib"), alone("torchao", 3), alone("torchao", 2)])
+    assert merged.missing == ()
+    assert sorted(merged.results.records, key=key_of) == sorted(RECORDS, key=key_of)
+    run = merged.results.run
+    assert (run.planned, run.shard, run.backends) == (120, None, ("torchao", "qlib"))
+    assert dict(run.declared) == DECLARED
+
+
+def test_a_backend_that_lacks_a_shard_is_named() -> None:
+    merged = merge([alone("qlib"), alone("torchao", 1), alone("torchao", 2)])
+    assert {backend for backend, _ in merged.missing} == {"torchao"}
+    assert len(merged.missing) == len(alone("torchao", 3)[1].records)
 
 
 def test_other_machines_are_welcome_and_listed() -> None:
