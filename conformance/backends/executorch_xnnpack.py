@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -15,6 +13,7 @@ from conformance.backend import About, Backend, Program, Quantized, Stage, Task
 from conformance.backends.executorch_names import sequence
 from conformance.backends.executorch_program import Lowered, executed, recorded, sources, steps
 from conformance.backends.qlib import float_operators, mapping_of
+from conformance.backends.torch_spared import spared
 from conformance.errors import Inexpressible, Unsupported, UsageError
 
 PACKAGES = ("executorch", "torchao", "torch")
@@ -68,7 +67,7 @@ class ExecuTorch:
     def quantize(self, task: Task, stage: Stage) -> Quantized:
         """Export, prepare, calibrate, convert, lower, load."""
         asked = scheme(task)
-        with warnings.catch_warnings(), uncollected():
+        with warnings.catch_warnings(), spared():
             warnings.simplefilter("ignore")
             with stage("capture"):
                 operators = float_operators(task)
@@ -88,18 +87,6 @@ class ExecuTorch:
             "\n".join(part.label for part in ran),
         )
         return Quantized(float_ops=dict(sorted(Counter(operators).items())), final=final)
-
-
-@contextlib.contextmanager
-def uncollected() -> Iterator[None]:
-    """Keep the collector of garbage from looking through all of torch again and again, a quarter of a case's time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 @dataclass(frozen=True)

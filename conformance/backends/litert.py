@@ -15,6 +15,7 @@ from conformance.backend import About, Backend, Program, Quantized, Stage, Task
 from conformance.backends import litert_names
 from conformance.backends.litert_model import CHANGED_INPUTS, NO_LOWERING, float_model, nodes_of
 from conformance.backends.qlib import float_operators, mapping_of
+from conformance.backends.torch_spared import spared
 from conformance.errors import Inexpressible, Unsupported, UsageError
 
 PACKAGES = ("litert-torch", "ai-edge-litert", "ai-edge-quantizer", "torch")
@@ -72,7 +73,7 @@ class LiteRT:
         asked = recipe(task)
         with stage("capture"):
             operators = float_operators(task)
-        with stage("convert"):
+        with stage("convert"), spared():
             source = float_model(task)
         with stage("quantize"):
             content = _quantized(source, asked, task)

@@ -14,6 +14,7 @@ from conformance.backend import About, Backend, Program, Quantized, Stage, Task
 from conformance.backends import torch_qconfigs, torchao_names
 from conformance.backends.qlib import mapping_of
 from conformance.backends.torch_qconfigs import PLAIN_TENSORS, Words, arguments, constructor, in_mode
+from conformance.backends.torch_spared import spared
 from conformance.errors import UsageError
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class TorchAo:
 
     def quantize(self, task: Task, stage: Stage) -> Quantized:
         """Export, prepare, calibrate, convert; then lower or compile."""
-        with _quietly():
+        with _quietly(), spared():
             from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
             from conformance.backends import torch_executed as executed
