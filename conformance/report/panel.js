@@ -50,13 +50,13 @@ function casePanel(item) {
   ];
 }
 
-// Of the capture that the address names, else of that looked at: the backend's own record, else one that failed.
+// Of the case that the address names, else of the capture looked at, else of those that lead their cells: the backend's
+// own record, else one that failed.
 function inView(item, records) {
-  const ofCase = records.filter((one) => one.subject.case === state.case);
-  const seen = ofCase.length ? ofCase : records.filter((one) => !state.capture || one.subject.capture === state.capture);
   const leads = (one) => item.cells[data.backends.indexOf(one.backend)].capture === one.subject.capture;
-  const own = seen.filter((one) => one.backend === state.backend);
-  return own.find(leads) || own[0] || seen.find((one) => one.failed) || seen.find(leads) || seen[0] || records[0];
+  const choices = [(one) => one.subject.case === state.case, (one) => one.subject.capture === state.capture, leads];
+  const seen = choices.map((wanted) => records.filter(wanted)).find((some) => some.length);
+  return seen.find((one) => one.backend === state.backend) || seen.find((one) => one.failed) || seen[0];
 }
 
 function changeOf(record) {

@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 
 import pytest
 from report_pages import HOSTILE, hostile_record
-from synthetic_records import BACKENDS, TWELVE, make_record, make_records, make_run, make_subject
+from synthetic_records import BACKENDS, TWELVE, make_record, make_records, make_run, make_subject, recaptured
 
 from conformance.diff import Change, Kind, Shift
 from conformance.record import Record, Verdict
@@ -21,7 +21,7 @@ from conformance.report import html
 from conformance.report.coverage import coverage
 from conformance.report.disagreement import disagree
 from conformance.report.layers import story
-from conformance.report.rows import rows
+from conformance.report.rows import row_name, rows
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -293,3 +293,107 @@ def test_a_dozen_backends_have_signs_for_cells_that_say_their_verdict(dom: Dom) 
     assert {(backend, verdict) for backend, verdict, _ in cells} == {(r.backend, r.verdict) for r in records}
     assert all(verdict == label for _, verdict, label in cells)
     assert re.findall(r'data-page="([^"]*)"', seen)[:12] == list(TWELVE)
+
+
+@pytest.fixture(scope="module")
+def joined() -> list[Record]:
+    """A case by two captures that differ, and by one more on a backend that knows no other; a second case by trace."""
+    one, two = make_subject(0), make_subject(1)
+    traced = recaptured(one, "trace")
+    return [
+        make_record(one, "both"),
+        make_record(traced, "both", Verdict.WRONG),
+        make_record(one, "tracer", Verdict.UNSUPPORTED),
+        make_record(traced, "tracer"),
+        make_record(one, "neither", Verdict.UNSUPPORTED),
+        make_record(traced, "neither", Verdict.UNSUPPORTED),
+        make_record(recaptured(two, "script"), "both"),
+    ]
+
+
+def cells_of(page: str) -> list[tuple[str, str]]:
+    """Title and text of each cell that is not hidden."""
+    rows = re.findall(r'<tr role="row" class="case">(.*?)</tr>', page, re.S)
+    cells = [found for row in rows for found in re.findall(r'<td [^>]*class="verdict[^>]*>.*?</td>', row, re.S)]
+    title, text = re.compile(r'title="([^"]*)"'), re.compile(r"<small.*?</small>|<[^>]*>", re.S)
+    return [(found[1], text.sub("", cell)) for cell in cells if (found := title.search(cell))]
+
+
+def test_a_cell_joins_captures_and_a_filter_narrows_it_to_one(dom: Dom, joined: list[Record]) -> None:
+    page = html.render(make_run(7, ("both", "tracer", "neither")), joined)
+    whole = dom(page, "", "")
+    assert shown(whole) == "showing 2 of 2 rows"
+    assert cells_of(whole) == [
+        ("both: wrong (export: native; trace: wrong)", "✗ wrong"),
+        ("tracer: native (export: unsupported; trace: native)", "✓ native"),
+        ("neither: unsupported", "– unsupported"),
+        ("both: native", "✓ native"),
+        ("tracer: not run", "not run"),
+        ("neither: not run", "not run"),
+    ]
+    narrowed = dom(page, "capture=export", "")
+    assert shown(narrowed) == "showing 1 of 2 rows"
+    exported = [("both: native", "✓ native"), ("tracer: unsupported", "– unsupported")]
+    assert cells_of(narrowed) == [*exported, ("neither: unsupported", "– unsupported")]
+    # By trace alone `both` is wrong where `tracer` is native; by export nobody contradicts anybody.
+    assert shown(dom(page, "capture=trace&disagree=1", "")) == "showing 1 of 2 rows"
+    assert shown(dom(page, "capture=export&disagree=1", "")) == "showing 0 of 2 rows"
+    assert shown(dom(page, "capture=export&verdict=wrong", "")) == "showing 0 of 2 rows"
+
+
+def pressed(page: str) -> str:
+    found = re.findall(r'aria-pressed="true" aria-label="([^"]*)"', page)
+    assert len(found) == 1
+    return str(found[0])
+
+
+def test_links_with_and_without_a_capture_open_the_panel_of_the_row(dom: Dom, joined: list[Record]) -> None:
+    page = html.render(make_run(7, ("both", "tracer", "neither")), joined)
+    exported, traced = joined[0].subject.case, joined[1].subject.case
+    name = row_name(joined[0].subject)
+    wanted = {
+        urlencode({"case": exported}): "both export: native",
+        urlencode({"case": traced}): "both trace: wrong",
+        urlencode({"case": exported, "backend": "tracer"}): "tracer export: unsupported",
+        urlencode({"case": name}): "both trace: wrong",
+        urlencode({"case": name, "backend": "tracer"}): "tracer trace: native",
+        urlencode({"case": name, "backend": "both", "capture": "export"}): "both export: native",
+    }
+    for fragment, label in wanted.items():
+        seen = dom(page, fragment, "")
+        panel = panel_of(seen)
+        assert pressed(panel) == label
+        assert f"{name}</h2>" in panel and shown(seen).endswith(" rows")
+        assert panel.count("aria-pressed") == 6
+        backend, capture = label.split(":")[0].split()
+        case = {"export": exported, "trace": traced}[capture]
+        assert f"conformance show '{case}' --backend {backend}" in panel
+
+
+CHOOSE = """
+  await ready;
+  const log = [];
+  const pause = () => new Promise((done) => setTimeout(done, 300));
+  const cells = () => [...document.querySelectorAll("tr.case:not([hidden]) td.verdict")].map((cell) => cell.textContent.split(" ")[1]);
+  const chips = () => [...document.querySelectorAll(".chip")].filter((chip) => !chip.hidden).map((chip) => chip.textContent.trim());
+  const select = document.getElementById("filters").elements.capture;
+  for (const capture of ["export", ""]) {
+    select.value = capture;
+    select.dispatchEvent(new Event("input", {bubbles: true})); await pause();
+    log.push([cells(), chips()]);
+  }
+  document.querySelector("tr.case td.verdict").click(); await pause();
+  document.querySelector('[data-keep="on tracer export"]').click(); await pause();
+  log.push([...new URLSearchParams(location.hash.slice(1))]);
+  document.title = JSON.stringify(log);
+"""
+
+
+def test_choosing_a_capture_draws_cells_and_chips_anew(dom: Dom, joined: list[Record]) -> None:
+    page = html.render(make_run(7, ("both", "tracer", "neither")), joined)
+    exported, whole, address = log_of(dom(page, "", CHOOSE))
+    assert exported == [["native", "unsupported", "unsupported"], ["✓ native 1", "– unsupported 2"]]
+    assert whole[0] == ["wrong", "native", "unsupported", "native", "run", "run"]
+    counts = ["✓ native 2", "✗ wrong 1", "– unsupported 1", "unexpected failures 1", "≠ disagree 1"]
+    assert whole[1] == counts
+    assert address == [["case", joined[0].subject.case], ["backend", "tracer"]]
