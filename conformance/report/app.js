@@ -61,11 +61,11 @@ function buildFilters() {
 
 // How many cells there are of each kind, as the capture that is looked at gives them; what there is none of has no chip.
 function countChips() {
-  const cells = data.rows.flatMap((item) => item.cells.map(narrowed).filter(Boolean));
-  const wanted = { failed: (cell) => cell.failed, regressed: (cell) => WORSE.has(cell.change) };
+  const count = (wanted) => data.cells.reduce((sum, each) => sum + (wanted(narrowed(each) || {}) ? each.uses : 0), 0);
+  const flags = { failed: (cell) => cell.failed, regressed: (cell) => WORSE.has(cell.change) };
   for (const box of $("verdicts").querySelectorAll("input")) {
     const n = box.name === "disagree" ? data.rows.filter((item) => item.disagree.includes(state.capture)).length
-      : cells.filter(wanted[box.name] || ((cell) => cell.verdict === box.value)).length;
+      : count(flags[box.name] || ((cell) => cell.verdict === box.value));
     box.parentElement.querySelector(".n").textContent = ` ${n}`;
     box.parentElement.hidden = !n && !box.checked;
   }

@@ -16,13 +16,17 @@ function readIndex(raw) {
     const texts = Object.fromEntries(ROW_TEXTS.map((key, i) => [key, raw.texts[rest[i]]]));
     return { name, place, ...texts, disagree, places, cells: places.map((at) => (at < 0 ? null : cells[at])) };
   });
+  for (const item of rows) for (const cell of item.cells) if (cell) cell.uses += 1;
   return { ...raw, cells, rows, byName: new Map(rows.map((item) => [item.name, item])) };
 }
 
-// A cell over its captures: the verdict of the part that leads, and what counts of any.
+// A cell over its captures: the verdict of the part that leads, what counts of any, and a score, which is of records. Few
+// differ, so that rows share them; `uses` says how many.
 function joined(lead, parts) {
   const change = Object.keys(SIGNS).find((kind) => parts.some((part) => part.change === kind)) || "";
-  return { ...parts[lead], failed: parts.some((part) => part.failed), change, parts };
+  const scored = parts.filter((part) => part.verdict !== "error" && part.verdict !== "unsupported");
+  const native = scored.filter((part) => part.verdict === "native").length;
+  return { ...parts[lead], failed: parts.some((part) => part.failed), change, parts, native, scored: scored.length, uses: 0 };
 }
 
 // A cell as the capture that is looked at gives it, else as all do.

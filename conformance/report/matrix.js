@@ -26,11 +26,10 @@ function buildFamily(family, members) {
     el("span", { class: "family-name" }, family), " ", el("span", { class: "tally" }));
   const heading = el("th", { scope: "rowgroup", role: "rowheader" }, toggle);
   const scores = data.backends.map((backend, i) => {
-    // A score is of records, one for each capture.
-    const scored = members.flatMap((item) => item.cells[i]?.parts || []).filter((part) => !["error", "unsupported"].includes(part.verdict));
-    const native = scored.filter((part) => part.verdict === "native").length;
-    const shown = wide ? `${native} of ${scored.length}` : `${native}/${scored.length}`;
-    return el("td", { role: "cell", "data-backend": backend, title: `${backend}: ${native} of ${scored.length} records native` }, shown);
+    const sum = (what) => members.reduce((all, item) => all + (item.cells[i]?.[what] || 0), 0);
+    const [native, scored] = [sum("native"), sum("scored")];
+    const shown = wide ? `${native} of ${scored}` : `${native}/${scored}`;
+    return el("td", { role: "cell", "data-backend": backend, title: `${backend}: ${native} of ${scored} records native` }, shown);
   });
   const body = el("tbody", { role: "rowgroup", "data-family": family }, el("tr", { class: "heading", role: "row" }, heading, ...scores));
   body.members = members;

@@ -17,12 +17,12 @@ function showPanel() {
   (panel.querySelector(`[data-keep="${focused || "close"}"]`) || panel.querySelector("[data-keep=close]")).focus();
 }
 
-function headOf(title, extra) {
+function headOf(title) {
   return el("header", {},
     el("div", { class: "tools" },
       button("↑ previous", () => step(-1), { "data-keep": "previous" }), button("↓ next", () => step(1), { "data-keep": "next" }),
       button("✕ close", () => $("panel").close(), { "data-keep": "close", class: "close" })),
-    el("h2", { id: "panel-title" }, title), extra);
+    el("h2", { id: "panel-title" }, title));
 }
 
 function casePanel(item) {
@@ -32,8 +32,9 @@ function casePanel(item) {
   const place = [subject.family, subject.mode, subject.capture, subject.dtype, subject.granularity, `seed ${subject.seed}`].filter(Boolean).join(" · ");
   const stage = record.stage === null ? null : el("span", {}, ` in step ${record.stage}`);
   const parameters = Object.entries(subject.parameters).map(([name, value]) => el("code", {}, `${name}: ${value}`));
-  return [headOf(item.name, recordSwitch(records, record)),
+  return [headOf(item.name),
     el("p", { class: "headline" }, word(record.verdict), stage, el("span", { class: "quiet" }, ` on ${record.backend} · ${place}`)),
+    recordSwitch(records, record),
     ...changeOf(record),
     record.known === null ? null : el("p", { class: "known" }, el("strong", {}, record.failed ? "Passes, but is known to fail: " : "Known failure: "), record.known),
     record.lapsed === null ? null : el("p", { class: "known" }, el("strong", {}, "No longer a known failure: "), record.lapsed),
