@@ -85,8 +85,7 @@ function textOf(item) {
 function haystack(item) {
   const parts = [item.name, item.why, item.dtype];
   for (const record of recordsOf(item)) {
-    parts.push(record.subject.case, ...Object.values(record.subject.parameters));
-    parts.push(...Object.keys(record.executed_ops), ...Object.keys(record.expected_ops), ...Object.values(record.properties));
+    parts.push(record.subject.case, ...Object.keys(record.executed_ops), ...Object.keys(record.expected_ops), ...Object.values(record.properties));
     parts.push(record.error || "", record.stderr, record.known === null ? "" : `known ${record.known}`);
   }
   return parts.join("\n").toLowerCase();
