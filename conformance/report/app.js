@@ -7,11 +7,11 @@ const WORSE = new Set(["regressed", "incomparable"]);
 let state = readFragment();
 
 function matches(item) {
-  if (["family", "mode", "capture", "dtype"].some((key) => state[key] && item[key] !== state[key])) return false;
-  if (state.disagree && !item.disagree) return false;
+  if (["family", "mode", "dtype"].some((key) => state[key] && item[key] !== state[key])) return false;
+  if (state.disagree && !item.disagree.includes(state.capture)) return false;
   if (state.q && !state.q.toLowerCase().split(/\s+/).every((part) => textOf(item).includes(part))) return false;
   const cells = state.on ? [item.cells[data.backends.indexOf(state.on)]] : item.cells;
-  return cells.some((cell) => cell && (!state.verdicts.size || state.verdicts.has(cell.verdict))
+  return cells.map(narrowed).some((cell) => cell && (!state.verdicts.size || state.verdicts.has(cell.verdict))
     && (!state.failed || cell.failed) && (!state.regressed || WORSE.has(cell.change)));
 }
 
@@ -44,30 +44,35 @@ function go(change) {
 // ---- filters
 
 function buildFilters() {
-  const cells = data.cases.flatMap((item) => item.cells.filter(Boolean));
-  const count = (wanted) => cells.reduce((sum, cell) => sum + (wanted(cell) ? 1 : 0), 0);
-  for (const [verdict] of data.verdicts) {
-    const n = count((cell) => cell.verdict === verdict);
-    if (n) $("verdicts").append(chip(word(verdict), n, { name: "verdict", value: verdict }));
-  }
   const flags = [
-    ["failed", "unexpected failures", count((cell) => cell.failed), "It counts against the run."],
-    ["regressed", "↓ regressed", count((cell) => WORSE.has(cell.change)), "Worse than in the earlier run, or not to be compared with it."],
-    ["disagree", "≠ disagree", data.cases.filter((item) => item.disagree).length, "Cases that backends which ran them end in different verdicts, or round by different rules."],
+    ["failed", "unexpected failures", "It counts against the run."],
+    ["regressed", "↓ regressed", "Worse than in the earlier run, or not to be compared with it."],
+    ["disagree", "≠ disagree", "Cases that backends which ran them end in different verdicts, or round by different rules."],
   ];
-  for (const [name, label, n, title] of flags.filter(([, , n]) => n)) {
-    $("verdicts").append(chip(label, n, { name, value: "1", "data-flag": "" }, title));
-  }
+  for (const [verdict] of data.verdicts) $("verdicts").append(chip(word(verdict), { name: "verdict", value: verdict }));
+  for (const [name, label, title] of flags) $("verdicts").append(chip(label, { name, value: "1", "data-flag": "" }, title));
   for (const key of NARROWING) {
-    const values = key === "on" ? data.backends : [...new Set(data.cases.map((item) => item[key]))].filter(Boolean).sort();
+    const values = { on: data.backends, capture: data.captures }[key] || [...new Set(data.rows.map((item) => item[key]))].filter(Boolean).sort();
     const options = values.map((value) => el("option", { value }, value));
     $("filters").elements[key].append(el("option", { value: "" }, "all"), ...options);
     $("filters").elements[key].parentElement.hidden = values.length < 2;
   }
 }
 
-function chip(label, count, attributes, title = "") {
-  return el("label", { class: "chip", title }, el("input", { type: "checkbox", ...attributes }), label, el("span", { class: "n" }, ` ${count}`));
+// How many cells there are of each kind, as the capture that is looked at gives them; what there is none of has no chip.
+function countChips() {
+  const count = (wanted) => data.cells.reduce((sum, each) => sum + (wanted(narrowed(each) || {}) ? each.uses : 0), 0);
+  const flags = { failed: (cell) => cell.failed, regressed: (cell) => WORSE.has(cell.change) };
+  for (const box of $("verdicts").querySelectorAll("input")) {
+    const n = box.name === "disagree" ? data.rows.filter((item) => item.disagree.includes(state.capture)).length
+      : count(flags[box.name] || ((cell) => cell.verdict === box.value));
+    box.parentElement.querySelector(".n").textContent = ` ${n}`;
+    box.parentElement.hidden = !n && !box.checked;
+  }
+}
+
+function chip(label, attributes, title = "") {
+  return el("label", { class: "chip", title }, el("input", { type: "checkbox", ...attributes }), label, el("span", { class: "n" }));
 }
 
 function readFilters() {
@@ -84,6 +89,7 @@ function showFilters() {
   for (const key of FLAGS) if (form[key]) form[key].checked = state[key];
   for (const key of NARROWING) form[key].value = state[key];
   if (form.q.value.trim() !== state.q) form.q.value = state.q;
+  countChips();
   for (const head of document.querySelectorAll("th.c-backend")) head.classList.toggle("chosen", head.title === state.on);
 }
 
@@ -139,4 +145,4 @@ if (location.hash.length > 1 && !state.case && !state.backend) $("filters").scro
 // After the first frame, so that there is something to be read and used while the rest is made and unpacked.
 const ready = new Promise((done) => setTimeout(done)).then(unpack).then(() => {
   if (state.q || state.case || state.backend) apply();
-}).then(buildInTurn).then(showDecibels);
+}).then(buildInTurn).then(() => { if (wide) data.rows.forEach(showDecibels); });

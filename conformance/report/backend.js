@@ -3,7 +3,7 @@
 function backendPanel(name) {
   const page = details.pages[name];
   const versions = Object.entries(page.versions);
-  return [headOf(name, null),
+  return [headOf(name),
     el("p", { class: "headline" }, el("span", { class: "word" }, page.score), " native"),
     page.missing.length ? el("p", { class: "known" }, el("strong", {}, "Not installed: "), page.missing.join(", ")) : null,
     versions.length ? factsOf(versions) : null,

@@ -1,8 +1,8 @@
-// The panel, and what it shows of one case.
+// The panel, and what it shows of one row: the record in view, and beside it those of other backends and captures.
 
 function showPanel() {
   const panel = $("panel");
-  const item = data.byId.get(state.case);
+  const item = data.byName.get(state.case);
   const backend = !item && data.backends.includes(state.backend) ? state.backend : "";
   if (!item && !backend) {
     if (panel.open) panel.close();
@@ -17,24 +17,24 @@ function showPanel() {
   (panel.querySelector(`[data-keep="${focused || "close"}"]`) || panel.querySelector("[data-keep=close]")).focus();
 }
 
-function headOf(title, extra) {
+function headOf(title) {
   return el("header", {},
     el("div", { class: "tools" },
       button("↑ previous", () => step(-1), { "data-keep": "previous" }), button("↓ next", () => step(1), { "data-keep": "next" }),
       button("✕ close", () => $("panel").close(), { "data-keep": "close", class: "close" })),
-    el("h2", { id: "panel-title" }, title), extra);
+    el("h2", { id: "panel-title" }, title));
 }
 
-function casePanel(short) {
-  const item = { ...short, ...subjectOf(short) };
-  const records = recordsOf(short);
-  const worst = [...records.values()].find((one) => one.failed);
-  const record = records.get(state.backend) || worst || [...records.values()][0];
-  const place = [item.family, item.mode, item.capture, item.dtype, item.granularity, `seed ${item.seed}`].filter(Boolean).join(" · ");
+function casePanel(item) {
+  const records = recordsOf(item);
+  const record = inView(item, records);
+  const { subject } = record;
+  const place = [subject.family, subject.mode, subject.capture, subject.dtype, subject.granularity, `seed ${subject.seed}`].filter(Boolean).join(" · ");
   const stage = record.stage === null ? null : el("span", {}, ` in step ${record.stage}`);
-  const parameters = Object.entries(item.parameters).map(([name, value]) => el("code", {}, `${name}: ${value}`));
-  return [headOf(item.case, backendSwitch(records, record)),
+  const parameters = Object.entries(subject.parameters).map(([name, value]) => el("code", {}, `${name}: ${value}`));
+  return [headOf(item.name),
     el("p", { class: "headline" }, word(record.verdict), stage, el("span", { class: "quiet" }, ` on ${record.backend} · ${place}`)),
+    recordSwitch(records, record),
     ...changeOf(record),
     record.known === null ? null : el("p", { class: "known" }, el("strong", {}, record.failed ? "Passes, but is known to fail: " : "Known failure: "), record.known),
     record.lapsed === null ? null : el("p", { class: "known" }, el("strong", {}, "No longer a known failure: "), record.lapsed),
@@ -44,11 +44,20 @@ function casePanel(short) {
     ...findingsOf(record), ...errorOf(record), ...operatorsOf(record, records), ...roundingOf(records, record), ...measuresOf(record),
     ...layersOf(record), ...secondsOf(record),
     el("h3", {}, "Reproduce"),
-    command(`conformance show ${shell(item.case)} --backend ${shell(record.backend)}`),
-    command(`conformance show ${shell(item.case)} --backend ${shell(record.backend)} --script > case.py`),
-    command(`pytest ${shell(pytestItem(item, record.backend))} --backend ${shell(record.backend)}`),
-    el("h3", {}, "Spec"), el("p", { class: "quiet" }, `${item.path}:${item.line}`), el("pre", { tabindex: "0" }, item.yaml),
+    command(`conformance show ${shell(subject.case)} --backend ${shell(record.backend)}`),
+    command(`conformance show ${shell(subject.case)} --backend ${shell(record.backend)} --script > case.py`),
+    command(`pytest ${shell(pytestItem(subject, record.backend))} --backend ${shell(record.backend)}`),
+    el("h3", {}, "Spec"), el("p", { class: "quiet" }, `${subject.path}:${subject.line}`), el("pre", { tabindex: "0" }, subject.yaml),
   ];
+}
+
+// Of the case that the address names, else of the capture looked at, else of those that lead their cells: the backend's
+// own record, else one that failed.
+function inView(item, records) {
+  const leads = (one) => item.cells[data.backends.indexOf(one.backend)].capture === one.subject.capture;
+  const choices = [(one) => one.subject.case === state.case, (one) => one.subject.capture === state.capture, leads];
+  const seen = choices.map((wanted) => records.filter(wanted)).find((some) => some.length);
+  return seen.find((one) => one.backend === state.backend) || seen.find((one) => one.failed) || seen[0];
 }
 
 function changeOf(record) {
@@ -58,15 +67,30 @@ function changeOf(record) {
   return [el("p", { class: "known" }, el("strong", {}, `${SIGNS[kind]} ${kind}: `), texts.join("; "))];
 }
 
-function backendSwitch(records, record) {
-  if (records.size < 2) return null;
-  const buttons = [...records.values()].map((other) => {
-    const pressed = String(other === record);
-    const element = button(other.backend, () => go({ backend: other.backend }), { "aria-pressed": pressed, "data-keep": `on ${other.backend}` });
-    element.append(" ", word(other.verdict));
-    return element;
-  });
-  return el("div", { class: "switch", role: "group", "aria-label": "backend" }, ...buttons);
+function recordSwitch(records, record) {
+  if (records.length < 2) return null;
+  const groups = Map.groupBy(records, (one) => one.backend);
+  return el("div", { class: "switch", role: "group", "aria-label": "backend and capture" },
+    ...[...groups].map(([backend, own]) => el("span", { class: "own" }, el("span", {}, backend), ...own.map((one) => recordButton(one, record)))));
+}
+
+function recordButton(one, record) {
+  const { capture } = one.subject;
+  const name = `${one.backend} ${capture}`;
+  const element = button("", () => go({ case: one.subject.case, backend: one.backend }),
+    { "aria-pressed": String(one === record), "aria-label": `${name}: ${one.verdict}`, title: one.verdict, "data-keep": `on ${name}`, class: `v-${one.verdict}` });
+  element.append(`${GLYPHS.get(one.verdict)} ${capture}`);
+  return element;
+}
+
+// The records of one backend that say the same stand together, under the captures that gave them.
+function alike(records, record, said) {
+  const groups = [...Map.groupBy(records, (one) => JSON.stringify([one.backend, said(one)])).values()];
+  const several = new Set(records.map((one) => one.subject.capture)).size > 1;
+  return groups.map((own) => ({
+    ...(own.includes(record) ? record : own[0]), inView: own.includes(record),
+    label: several ? `${own[0].backend} ${own.map((one) => one.subject.capture).join(", ")}` : own[0].backend,
+  }));
 }
 
 function findingsOf(record) {
@@ -87,7 +111,8 @@ function errorOf(record) {
 // What was expected, and beside it what every backend executed; the one that is looked at comes first.
 function operatorsOf(record, records) {
   const expected = record.expected_ops;
-  const ran = [record, ...[...records.values()].filter((other) => other !== record && Object.keys(other.executed_ops).length)];
+  const ran = alike(records.filter((one) => one === record || Object.keys(one.executed_ops).length), record, (one) => [one.executed_ops, one.native_ops])
+    .sort((one, other) => other.inView - one.inView);
   const names = [...new Set([expected, ...ran.map((one) => one.executed_ops)].flatMap(Object.keys))];
   const cell = (want, count) => {
     const differs = want !== undefined && want !== count;
@@ -102,10 +127,10 @@ function operatorsOf(record, records) {
     const parts = Object.entries(ops).map(([name, count]) => el("code", {}, `${name} × ${count}`));
     return parts.length ? el("p", { class: "parameters" }, el("strong", {}, label), ...parts) : null;
   };
-  const others = ran.slice(1).map((one) => list(`${one.backend}: `, one.native_ops)).filter(Boolean);
+  const others = ran.slice(1).map((one) => list(`${one.label}: `, one.native_ops)).filter(Boolean);
   const lists = [list("Float graph: ", record.float_ops), list("Backend's own names: ", record.native_ops),
-    others.length ? el("details", {}, el("summary", {}, "other backends' own names"), ...others) : null];
-  const heads = ["operator", "expected", ...ran.map((one) => one.backend)];
+    others.length ? el("details", {}, el("summary", {}, "others' own names"), ...others) : null];
+  const heads = ["operator", "expected", ...ran.map((one) => one.label)];
   const shown = rows.length ? scrolled("operators by backend", table(heads, rows)) : null;
   const parts = [shown, ...lists].filter((part) => part !== null);
   return parts.length ? [el("h3", {}, "Operators: expected, and executed"), ...parts] : [];
@@ -114,21 +139,20 @@ function operatorsOf(record, records) {
 // ---- how the integers came about: properties of each backend, and how far its integers are off
 
 function roundingOf(records, record) {
-  const all = [...records.values()];
-  const names = [...new Set(all.flatMap((one) => Object.keys(one.properties)))].sort();
-  const told = all.filter((one) => Object.keys(one.properties).length);
-  const rows = told.map((one) => el("tr", one === record ? { class: "marked" } : {},
-    el("th", { scope: "row" }, one.backend), ...names.map((name) => el("td", {}, one.properties[name] || "·"))));
+  const names = [...new Set(records.flatMap((one) => Object.keys(one.properties)))].sort();
+  const told = alike(records.filter((one) => Object.keys(one.properties).length), record, (one) => one.properties);
+  const rows = told.map((one) => el("tr", one.inView ? { class: "marked" } : {},
+    el("th", { scope: "row" }, one.label), ...names.map((name) => el("td", {}, one.properties[name] || "·"))));
   const properties = rows.length ? [el("h3", {}, "Shown of the arithmetic"), table(["backend", ...names.map((name) => name.replaceAll("_", " "))], rows)] : [];
-  const counted = all.filter((one) => Object.keys(one.histogram).length);
+  const counted = alike(records.filter((one) => Object.keys(one.histogram).length), record, (one) => one.histogram);
   return counted.length ? [...properties, el("h3", {}, "Integers by distance from the exact ones, in quanta"),
-    scrolled("histogram by backend", histogramOf(counted, record))] : properties;
+    scrolled("histogram by backend", histogramOf(counted))] : properties;
 }
 
 // Whole quanta from the least to the greatest that any backend shows; beyond `FAR` they are counted together.
 const FAR = 9;
 
-function histogramOf(counted, record) {
+function histogramOf(counted) {
   const clipped = counted.map((one) => {
     const bins = new Map();
     for (const [quanta, count] of Object.entries(one.histogram)) {
@@ -143,7 +167,7 @@ function histogramOf(counted, record) {
   const label = (place) => (place === -FAR ? `≤ −${FAR}` : place === FAR ? `≥ ${FAR}` : place > 0 ? `+${place}` : String(place).replace("-", "−"));
   const rows = counted.map((one, i) => {
     const whole = [...clipped[i].values()].reduce((sum, count) => sum + count, 0);
-    return el("tr", one === record ? { class: "marked" } : {}, el("th", { scope: "row" }, one.backend),
+    return el("tr", one.inView ? { class: "marked" } : {}, el("th", { scope: "row" }, one.label),
       ...bins.map((place) => countCell(clipped[i].get(place) || 0, whole, place)));
   });
   return table(["backend", ...bins.map(label)], rows, { class: "plain histogram" });
@@ -181,8 +205,8 @@ function secondsOf(record) {
 }
 
 // In pytest an item is named by its spec, with the backend before mode, capture and parameters; the file says the suite.
-function pytestItem(item, backend) {
-  return `${item.path}::${item.case.replace(`${item.family}::`, "").replace("[", () => `[${backend}-`)}`;
+function pytestItem(subject, backend) {
+  return `${subject.path}::${subject.case.replace(`${subject.family}::`, "").replace("[", () => `[${backend}-`)}`;
 }
 
 function step(by) {
@@ -193,7 +217,7 @@ function step(by) {
   }
   const seen = data.rows.filter((item) => item.shown);
   const next = seen[seen.indexOf($("panel").item) + by];
-  if (next) go({ case: next.case });
+  if (next) go({ case: next.name });
 }
 
 function onPanelClose() {

@@ -16,11 +16,12 @@ from conformance.report import summary
 from conformance.report.coverage import capabilities, coverage, lacks, properties
 from conformance.report.disagreement import disagree
 from conformance.report.layers import story
+from conformance.report.rows import Cell, row_name, rows
 
 # A traceback says what it has to say at its two ends, and so does what a library prints.
 LONGEST_ERROR: Final = 4000
-# What a row of the index says of a case, after its id; the texts are places in `texts`.
-CASE_TEXTS: Final = ("family", "mode", "capture", "dtype", "why")
+# What a row of the index says after its name; the texts are places in `texts`.
+ROW_TEXTS: Final = ("family", "mode", "dtype", "why")
 
 Changes = Mapping[tuple[str, str], Change]
 
@@ -44,46 +45,52 @@ class Values:
 def index(run: Run, records: Sequence[Record], changes: Changes) -> dict[str, Any]:
     """Return what the matrix and its filters need, as plain JSON values.
 
-    A row of `cases` is the id, the places of `CASE_TEXTS` in `texts`, whether backends disagree, and for each backend
-    the place in `cells` of (verdict's place, failed, known, kind of change), -1 where it has no record.
+    A row is its name, the places of `ROW_TEXTS` in `texts`, the place there of the captures by which backends disagree
+    (an empty name for all together), and for each backend the place in `cells`, -1 where it has no record. A cell is
+    which of its parts leads, then the parts: capture, place of the verdict, failed, known, kind of change.
     """
     texts, cells = Values(), Values()
-    verdicts = {verdict: place for place, verdict in enumerate(summary.ORDER)}
-    by_case: dict[str, dict[str, Record]] = {}
-    for record in records:
-        by_case.setdefault(record.subject.case, {})[record.backend] = record
-    rows = []
-    for case, own in by_case.items():
-        subject = next(iter(own.values())).subject
-        places = []
-        for backend in run.backends:
-            if (found := own.get(backend)) is None:
-                places.append(-1)
-                continue
-            change = changes.get((backend, case))
-            flags = (int(found.failed), int(found.known is not None), str(change.kind) if change else "")
-            places.append(cells.place([verdicts[found.verdict], *flags]))
-        named = [texts.place(getattr(subject, name)) for name in CASE_TEXTS]
-        rows.append([case, *named, int(disagree(list(own.values()))), places])
+    found: list[list[Any]] = []
+    for row in rows(records):
+        named = [texts.place(getattr(row.subject, name)) for name in ROW_TEXTS]
+        views = {"": row, **{capture: row.by(capture) for capture in row.captures}}
+        disagreeing = texts.place([name for name, view in views.items() if disagree(view)])
+        own = map(row.cells.get, run.backends)
+        places = [-1 if cell is None else cells.place(_parts(cell, changes)) for cell in own]
+        found.append([row.name, *named, disagreeing, places])
     return {
         "backends": list(run.backends),
+        "captures": sorted({record.subject.capture for record in records}),
         "verdicts": [[str(verdict), summary.GLYPHS[verdict]] for verdict in summary.ORDER],
         "texts": texts.rows,
         "cells": cells.rows,
-        "cases": rows,
+        "rows": found,
     }
+
+
+def _parts(cell: Cell, changes: Changes) -> list[Any]:
+    """One cell of the index, its parts in the order of their captures."""
+    parts: list[list[Any]] = []
+    for capture, record in sorted(cell.records.items()):
+        change = changes.get((record.backend, record.subject.case))
+        flags = (int(record.failed), int(record.known is not None), str(change.kind) if change else "")
+        parts.append([capture, summary.ORDER.index(record.verdict), *flags])
+    return [sorted(cell.records).index(cell.leading.subject.capture), *parts]
 
 
 def details(run: Run, records: Sequence[Record], changes: Changes) -> dict[str, Any]:
     """Return the data of the panels as plain JSON values.
 
-    `values` holds every distinct value; `cases.rows` and `records.rows` hold places in it, in the order of
-    `fields`. In a record `subject` is a row of `cases`, `findings` a list of places, `measures` the numbers
-    themselves in the order of `measures`, and `seconds` the place of the steps' names followed by the numbers.
+    `values` holds every distinct value; `cases.rows` and `records.rows` hold places in it, in the order of `fields`;
+    `cases.owners` says of each case which row of the index it is part of. In a record `subject` is a row of `cases`,
+    `findings` a list of places, `measures` the numbers themselves in the order of `measures`, and `seconds` the place
+    of the steps' names followed by the numbers.
     `layers` is the place of None, or of what `story` says of them and a row for each in the order of `layers`.
     `change` is the place of None, or of the kind of change and its shifts. `pages` has an entry for each backend.
     """
     values = Values()
+    places = {row.name: place for place, row in enumerate(rows(records))}
+    owners: list[int] = []
     cases: dict[str, int] = {}
     case_rows: list[list[int]] = []
     record_rows: list[list[Any]] = []
@@ -91,6 +98,7 @@ def details(run: Run, records: Sequence[Record], changes: Changes) -> dict[str, 
         subject = record.subject
         if subject.case not in cases:
             cases[subject.case] = len(case_rows)
+            owners.append(places[row_name(subject)])
             case_rows.append([values.place(_plain(getattr(subject, key.name))) for key in fields(Subject)])
         change = changes.get((record.backend, subject.case))
         record_rows.append([*_row(record, cases[subject.case], values), values.place(_changed(change))])
@@ -98,7 +106,7 @@ def details(run: Run, records: Sequence[Record], changes: Changes) -> dict[str, 
         "measures": [key.name for key in fields(Measures)],
         "layers": [key.name for key in fields(Layer)],
         "values": values.rows,
-        "cases": {"fields": [key.name for key in fields(Subject)], "rows": case_rows},
+        "cases": {"fields": [key.name for key in fields(Subject)], "rows": case_rows, "owners": owners},
         "records": {"fields": [*(key.name for key in fields(Record)), "change"], "rows": record_rows},
         "pages": {name: page(run, name, records) for name in run.backends},
     }

@@ -9,7 +9,7 @@ import json
 import random
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import import_module
 
 from conformance.record import (
@@ -106,6 +106,12 @@ def make_subject(number: int, family: str = "") -> Subject:
         dtype=dtype,
         granularity=granularity,
     )
+
+
+def recaptured(subject: Subject, capture: str) -> Subject:
+    """The same case by another capture."""
+    case = subject.case.replace(f"[{subject.mode}-{subject.capture}", f"[{subject.mode}-{capture}")
+    return replace(subject, case=case, capture=capture)
 
 
 def make_record(subject: Subject, backend: str = "qlib", verdict: Verdict = Verdict.NATIVE) -> Record:

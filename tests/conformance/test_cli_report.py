@@ -15,6 +15,7 @@ from report_pages import index_of
 from synthetic_records import make_records, make_run
 
 from conformance.record import Debt, Record, Verdict
+from conformance.report.rows import row_name
 from conformance.store import Results, of_backends, write_all
 
 
@@ -71,12 +72,12 @@ def test_the_page_tells_what_changed_since_an_earlier_run(conformance: Command, 
     index = index_of((tmp_path / "report.html").read_text())
     changed = [
         (row[0], index["backends"][i])
-        for row in index["cases"]
+        for row in index["rows"]
         for i, place in enumerate(row[-1])
-        if index["cells"][place][3] == "regressed"
+        if index["cells"][place][1][4] == "regressed"
     ]
-    assert changed == [(before[at].subject.case, before[at].backend)]
-    assert not any(cell[3] not in ("", "regressed") for cell in index["cells"])
+    assert changed == [(row_name(before[at].subject), before[at].backend)]
+    assert {cell[1][4] for cell in index["cells"]} == {"", "regressed"}
     said = conformance(*arguments, "markdown")
     assert said.code == 2 and "conformance diff" in said.err
 

@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 
 import pytest
 from report_pages import HOSTILE, hostile_record
-from synthetic_records import BACKENDS, TWELVE, make_record, make_records, make_run, make_subject
+from synthetic_records import BACKENDS, TWELVE, make_record, make_records, make_run, make_subject, recaptured
 
 from conformance.diff import Change, Kind, Shift
 from conformance.record import Record, Verdict
@@ -21,6 +21,7 @@ from conformance.report import html
 from conformance.report.coverage import coverage
 from conformance.report.disagreement import disagree
 from conformance.report.layers import story
+from conformance.report.rows import row_name, rows
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -77,7 +78,7 @@ def shown(page: str) -> str:
 def test_fragment_filters_the_matrix(dom: Dom, page: str, many: list[Record]) -> None:
     cases = {r.subject.case for r in many if r.verdict is Verdict.WRONG and r.subject.mode == "static"}
     page = dom(page, "verdict=wrong&mode=static", "")
-    assert shown(page) == f"showing {len(cases)} of 60 cases"
+    assert shown(page) == f"showing {len(cases)} of 60 rows"
     visible = re.findall(r'<tr role="row" class="case">.*?</a>', page)
     assert len(visible) == len(cases)
     assert '<dialog id="panel" aria-labelledby="panel-title"></dialog>' in page
@@ -186,14 +187,14 @@ def test_backends_that_disagree_types_and_one_backend_are_filters(dom: Dom, page
     wanted = [
         case
         for case, records in by_case.items()
-        if disagree(records)
+        if any(map(disagree, rows(records)))
         and records[0].subject.dtype == "int8 × int8"
         and any(record.backend == "onnxruntime" and record.verdict is Verdict.FALLBACK for record in records)
     ]
     assert 0 < len(wanted) < 20
     fragment = urlencode({"disagree": "1", "dtype": "int8 × int8", "on": "onnxruntime", "verdict": "fallback"})
     seen = dom(page, fragment, "")
-    assert shown(seen) == f"showing {len(wanted)} of 60 cases"
+    assert shown(seen) == f"showing {len(wanted)} of 60 rows"
     assert re.findall(r'<th scope="col"[^>]*class="c-backend chosen" title="([^"]*)"', seen) == ["onnxruntime"]
 
 
@@ -203,7 +204,7 @@ def test_what_regressed_is_a_filter_a_mark_and_a_line_in_the_panel(dom: Dom, man
     change = Change(Kind.REGRESSED, record.backend, record.subject.case, (shift,))
     better = Change(Kind.IMPROVED, many[0].backend, many[0].subject.case, (Shift("verdict", "wrong", "native"),))
     seen = dom(html.render(make_run(60), many, [change, better]), urlencode({"regressed": "1"}), "")
-    assert shown(seen) == "showing 1 of 60 cases"
+    assert shown(seen) == "showing 1 of 60 rows"
     assert "↓ regressed" in seen
     fragment = urlencode({"case": record.subject.case, "backend": record.backend})
     assert "verdict native → wrong" in panel_of(dom(html.render(make_run(60), many, [change]), fragment, ""))
@@ -275,7 +276,7 @@ HISTORY = """
 
 def test_back_and_forward_go_through_the_views(dom: Dom, page: str) -> None:
     start, opened, closed, first, again = log_of(dom(page, "", HISTORY))
-    assert start == ["", "showing 60 of 60 cases", False]
+    assert start == ["", "showing 60 of 60 rows", False]
     assert (opened[0], opened[2]) == ("#mode=qat&q=linear&backend=qlib", True)
     assert (closed[0], closed[2]) == ("#mode=qat&q=linear", False)
     assert first == start
@@ -292,3 +293,108 @@ def test_a_dozen_backends_have_signs_for_cells_that_say_their_verdict(dom: Dom) 
     assert {(backend, verdict) for backend, verdict, _ in cells} == {(r.backend, r.verdict) for r in records}
     assert all(verdict == label for _, verdict, label in cells)
     assert re.findall(r'data-page="([^"]*)"', seen)[:12] == list(TWELVE)
+
+
+@pytest.fixture(scope="module")
+def joined() -> list[Record]:
+    """A case by two captures that differ, and by one more on a backend that knows no other; a second case by trace."""
+    one, two = make_subject(0), make_subject(1)
+    traced = recaptured(one, "trace")
+    return [
+        make_record(one, "both"),
+        make_record(traced, "both", Verdict.WRONG),
+        make_record(one, "tracer", Verdict.UNSUPPORTED),
+        make_record(traced, "tracer"),
+        make_record(one, "neither", Verdict.UNSUPPORTED),
+        make_record(traced, "neither", Verdict.UNSUPPORTED),
+        make_record(recaptured(two, "script"), "both"),
+    ]
+
+
+def cells_of(page: str) -> list[tuple[str, str]]:
+    """Title and text of each cell that is not hidden."""
+    rows = re.findall(r'<tr role="row" class="case">(.*?)</tr>', page, re.S)
+    cells = [found for row in rows for found in re.findall(r'<td [^>]*class="verdict[^>]*>.*?</td>', row, re.S)]
+    title, text = re.compile(r'title="([^"]*)"'), re.compile(r"<small.*?</small>|<[^>]*>", re.S)
+    return [(found[1], text.sub("", cell)) for cell in cells if (found := title.search(cell))]
+
+
+def test_a_cell_joins_captures_and_a_filter_narrows_it_to_one(dom: Dom, joined: list[Record]) -> None:
+    page = html.render(make_run(7, ("both", "tracer", "neither")), joined)
+    whole = dom(page, "", "")
+    assert shown(whole) == "showing 2 of 2 rows"
+    assert cells_of(whole) == [
+        ("both: wrong (export: native; trace: wrong)", "✗ wrong"),
+        ("tracer: native (export: unsupported; trace: native)", "✓ native"),
+        ("neither: unsupported", "– unsupported"),
+        ("both: native", "✓ native"),
+        ("tracer: not run", "not run"),
+        ("neither: not run", "not run"),
+    ]
+    narrowed = dom(page, "capture=export", "")
+    assert shown(narrowed) == "showing 1 of 2 rows"
+    exported = [("both: native", "✓ native"), ("tracer: unsupported", "– unsupported")]
+    assert cells_of(narrowed) == [*exported, ("neither: unsupported", "– unsupported")]
+    # By trace alone `both` is wrong where `tracer` is native; by export nobody contradicts anybody.
+    assert shown(dom(page, "capture=trace&disagree=1", "")) == "showing 1 of 2 rows"
+    assert shown(dom(page, "capture=export&disagree=1", "")) == "showing 0 of 2 rows"
+    assert shown(dom(page, "capture=export&verdict=wrong", "")) == "showing 0 of 2 rows"
+    # The search knows the ids of cases, with their captures.
+    assert shown(dom(page, "q=static-trace-bias", "")) == "showing 1 of 2 rows"
+
+
+def pressed(page: str) -> str:
+    found = re.findall(r'aria-pressed="true" aria-label="([^"]*)"', page)
+    assert len(found) == 1
+    return str(found[0])
+
+
+def test_links_with_and_without_a_capture_open_the_panel_of_the_row(dom: Dom, joined: list[Record]) -> None:
+    page = html.render(make_run(7, ("both", "tracer", "neither")), joined)
+    exported, traced = joined[0].subject.case, joined[1].subject.case
+    name = row_name(joined[0].subject)
+    wanted = {
+        urlencode({"case": exported}): "both export: native",
+        urlencode({"case": traced}): "both trace: wrong",
+        urlencode({"case": exported, "backend": "tracer"}): "tracer export: unsupported",
+        urlencode({"case": name}): "both trace: wrong",
+        urlencode({"case": name, "backend": "tracer"}): "tracer trace: native",
+        urlencode({"case": name, "backend": "both", "capture": "export"}): "both export: native",
+    }
+    for fragment, label in wanted.items():
+        seen = dom(page, fragment, "")
+        panel = panel_of(seen)
+        assert pressed(panel) == label
+        assert f"{name}</h2>" in panel and shown(seen).endswith(" rows")
+        assert panel.count("aria-pressed") == 6
+        backend, capture = label.partition(":")[0].split()
+        case = exported if capture == "export" else traced
+        assert f"conformance show '{case}' --backend {backend}" in panel
+
+
+CHOOSE = """
+  await ready;
+  const log = [];
+  const pause = () => new Promise((done) => setTimeout(done, 300));
+  const cells = () => [...document.querySelectorAll("tr.case:not([hidden]) td.verdict")].map((cell) => cell.textContent.split(" ")[1]);
+  const chips = () => [...document.querySelectorAll(".chip")].filter((chip) => !chip.hidden).map((chip) => chip.textContent.trim());
+  const select = document.getElementById("filters").elements.capture;
+  for (const capture of ["export", ""]) {
+    select.value = capture;
+    select.dispatchEvent(new Event("input", {bubbles: true})); await pause();
+    log.push([cells(), chips()]);
+  }
+  document.querySelector("tr.case td.verdict").click(); await pause();
+  document.querySelector('[data-keep="on tracer export"]').click(); await pause();
+  log.push([...new URLSearchParams(location.hash.slice(1))]);
+  document.title = JSON.stringify(log);
+"""
+
+
+def test_choosing_a_capture_draws_cells_and_chips_anew(dom: Dom, joined: list[Record]) -> None:
+    page = html.render(make_run(7, ("both", "tracer", "neither")), joined)
+    exported, whole, address = log_of(dom(page, "", CHOOSE))
+    assert exported == [["native", "unsupported", "unsupported"], ["✓ native 1", "– unsupported 2"]]
+    assert whole[0] == ["wrong", "native", "unsupported", "native", "run", "run"]
+    assert whole[1] == ["✓ native 2", "✗ wrong 1", "– unsupported 1", "unexpected failures 1", "≠ disagree 1"]
+    assert address == [["case", joined[0].subject.case], ["backend", "tracer"]]

@@ -14,6 +14,7 @@ from synthetic_records import TWELVE, make_record, make_records, make_run, make_
 from conformance.diff import Change, Kind, Shift
 from conformance.record import Measures, Record, Subject, Verdict
 from conformance.report import html, summary
+from conformance.report.rows import row_name
 
 REPORT = Path(html.__file__).parent
 
@@ -123,23 +124,23 @@ def test_html_colours_are_readable(scheme: int) -> None:
 
 def test_the_index_says_how_each_case_ended_on_each_backend(many: list[Record]) -> None:
     index = index_of(html.render(make_run(60), many))
-    by_key = {(record.subject.case, record.backend): record for record in many}
-    assert len(index["cases"]) == 60
-    for case, *texts, _, places in index["cases"]:
+    by_key = {(row_name(record.subject), record.backend): record for record in many}
+    assert len(index["rows"]) == 60
+    for name, *texts, _, places in index["rows"]:
         assert len(places) == len(index["backends"])
         for backend, place in zip(index["backends"], places, strict=True):
-            record = by_key[case, backend]
-            verdict, failed, known, change = index["cells"][place]
-            assert index["verdicts"][verdict][0] == record.verdict
+            record = by_key[name, backend]
+            lead, (capture, verdict, failed, known, change) = index["cells"][place]
+            assert (lead, capture, index["verdicts"][verdict][0]) == (0, record.subject.capture, record.verdict)
             assert (bool(failed), bool(known), change) == (record.failed, record.known is not None, "")
             subject = record.subject
-            told = [subject.family, subject.mode, subject.capture, subject.dtype, subject.why]
+            told = [subject.family, subject.mode, subject.dtype, subject.why]
             assert [index["texts"][text] for text in texts] == told
 
 
 def test_a_case_that_a_backend_has_no_record_of_is_told_as_not_run() -> None:
     index = index_of(html.render(make_run(1, ("qlib", "other")), [make_record(make_subject(0))]))
-    assert [row[-1] for row in index["cases"]] == [[0, -1]]
+    assert [row[-1] for row in index["rows"]] == [[0, -1]]
 
 
 def test_changes_from_an_earlier_run_are_in_index_and_details() -> None:
@@ -147,7 +148,7 @@ def test_changes_from_an_earlier_run_are_in_index_and_details() -> None:
     change = Change(Kind.REGRESSED, "qlib", record.subject.case, (Shift("verdict", "native", "wrong"),))
     elsewhere = replace(change, backend="other")
     page = html.render(make_run(1, ("qlib",)), [record], [change, elsewhere])
-    assert index_of(page)["cells"] == [[2, 1, 0, "regressed"]]
+    assert index_of(page)["cells"] == [[0, ["export", 2, 1, 0, "regressed"]]]
     assert rebuilt(page)[0]["change"] == ["regressed", [["verdict", "native", "wrong"]]]
 
 
