@@ -9,21 +9,19 @@ from types import MappingProxyType
 
 import torch
 
-from conformance.compare import Rounding, max_abs, max_quanta, off_grid, sqnr_db, tally
+from conformance.compare import Rounding, max_abs, off_grid, tally
 from conformance.identified import contradicts
+from conformance.measures import bounds_of, distances
 from conformance.observation import Evidence
 from conformance.properties import properties_of
-from conformance.record import Finding, Measures, Outcome, Verdict
-from conformance.spec import Accuracy, ModeExpect
+from conformance.record import Finding, Outcome, Verdict
+from conformance.spec import ModeExpect
 
 # A float32 step from an exact multiple: outputs are dequantized in float32.
 GRID = 2.0**-7
 # Far above what float32 loses in the sums of one layer, relative to the largest result, and far below what one step of
 # 8 bits in one of the terms makes.
 FLOAT_SUMS = 2.0**-14
-# Of two outputs nearer than this to the float model's, neither is better: 2**-20, a few roundings in float32.
-FLOAT32_DB = 120.0
-FLOAT = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
 
 Check = Callable[[Evidence, ModeExpect], Finding | None]
 
@@ -196,80 +194,20 @@ def accuracy(evidence: Evidence, expect: ModeExpect) -> Finding | None:
     """Close to the float model: by signal to noise, by absolute difference, by quanta, beside the reference."""
     if expect.accuracy is None:
         return None
-    bounds = _resolved(expect.accuracy, evidence.reference_sqnr_db)
-    wanted = _wanted(bounds, evidence.reference_sqnr_db)
-    if bounds.sqnr_db is bounds.max_quanta is bounds.max_abs is None:
+    bounds = bounds_of(expect.accuracy, evidence.reference_sqnr_db)
+    wanted = bounds.text(evidence.reference_sqnr_db)
+    if not bounds.any:
         return Finding("accuracy", Outcome.VACUOUS, wanted, "this is the reference itself, or there is none")
     if not any(x.numel() for x in evidence.float_outputs):
         return Finding("accuracy", Outcome.VACUOUS, wanted, "the outputs are empty: there was nothing to compare")
-    got = _distances(evidence, evidence.outputs)
     zeros = tuple(torch.zeros_like(x) for x in evidence.float_outputs)
     anything = any(bool(x.any()) for x in evidence.float_outputs)
-    if anything and _within(bounds, *_distances(evidence, zeros)):
+    if anything and bounds.hold(distances(evidence, zeros)):
         return Finding(
             "accuracy", Outcome.VACUOUS, wanted, "a model that always gives zero would pass: tighten the bound"
         )
-    text = "sqnr {} dB, max_quanta {}, max_abs {}".format(*map(_number, got))
-    return _finding("accuracy", _within(bounds, *got), wanted, text)
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """What an output is held to: the bounds of `expect:`, the one beside the reference as a number of its own."""
-
-    sqnr_db: float | None
-    max_quanta: float | None
-    max_abs: float | None
-    below_reference_db: float | None = None
-
-
-def _resolved(stated: Accuracy, reference: float | None) -> Bounds:
-    """The bounds; of two on the signal to noise, that of the spec and that of the reference, the higher one."""
-    floors = [] if stated.sqnr_db is None else [stated.sqnr_db]
-    if stated.below_reference_db is not None and reference is not None:
-        floors.append(min(reference, FLOAT32_DB) - stated.below_reference_db)
-    return Bounds(max(floors, default=None), stated.max_quanta, stated.max_abs, stated.below_reference_db)
-
-
-def _wanted(bounds: Bounds, reference: float | None) -> str:
-    said = [
-        f"{key} {sign} {value:.6g}"
-        for key, sign, value in (
-            ("sqnr_db", ">=", bounds.sqnr_db),
-            ("max_quanta", "<=", bounds.max_quanta),
-            ("max_abs", "<=", bounds.max_abs),
-        )
-        if value is not None
-    ]
-    if bounds.below_reference_db is not None:
-        has = "" if reference is None else f", which has {reference:.4g}"
-        said.append(f"at most {bounds.below_reference_db:g} dB below the reference{has}")
-    return ", ".join(said)
-
-
-def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.4g}"
-
-
-def _distances(evidence: Evidence, outputs: tuple[torch.Tensor, ...]) -> tuple[float, float | None, float]:
-    reference = evidence.float_outputs
-    return sqnr_db(reference, outputs), max_quanta(reference, outputs, evidence.quanta), max_abs(reference, outputs)
-
-
-def _steps(quanta: float | None, absolute: float) -> float:
-    """A distance in quanta; outputs that are equal are none apart, whether or not they have a step."""
-    if quanta is None:
-        return 0.0 if absolute == 0.0 else math.inf
-    return quanta
-
-
-def _within(bounds: Bounds, sqnr: float, quanta: float | None, absolute: float) -> bool:
-    # NaN compares false with everything, so that it is never within a bound.
-    return (
-        (bounds.sqnr_db is None or sqnr >= bounds.sqnr_db)
-        and (bounds.max_quanta is None or _steps(quanta, absolute) <= bounds.max_quanta)
-        and (bounds.max_abs is None or absolute <= bounds.max_abs)
-    )
+    got = distances(evidence, evidence.outputs)
+    return _finding("accuracy", bounds.hold(got), wanted, got.text)
 
 
 def output(evidence: Evidence, expect: ModeExpect) -> Finding | None:
@@ -372,31 +310,3 @@ def verdict(findings: tuple[Finding, ...]) -> Verdict:
     if any(f.outcome is Outcome.VACUOUS for f in findings) or not held & STATED:
         return Verdict.VACUOUS
     return Verdict.NATIVE
-
-
-def _finite(value: float | None) -> float | None:
-    """What JSON has a word for."""
-    return value if value is not None and math.isfinite(value) else None
-
-
-def measure(evidence: Evidence) -> Measures:
-    """The numbers of a case, whether or not its spec bounds them."""
-    if [x.shape for x in evidence.float_outputs] != [x.shape for x in evidence.outputs]:
-        return Measures()
-    sqnr, quanta, absolute = _distances(evidence, evidence.outputs)
-    counts = tally(evidence.explained.roundings) if evidence.explained is not None else None
-    debug = (
-        None
-        if evidence.debug_outputs is None
-        else max_quanta(evidence.debug_outputs, evidence.outputs, evidence.quanta)
-    )
-    return Measures(
-        sqnr_db=_finite(sqnr),
-        max_abs=_finite(absolute),
-        max_quanta=_finite(quanta),
-        debug_quanta=_finite(debug),
-        exact=counts.exact if counts else None,
-        tie=counts.tie if counts else None,
-        wrong=counts.wrong if counts else None,
-        reference_sqnr_db=_finite(evidence.reference_sqnr_db),
-    )

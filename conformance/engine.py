@@ -18,12 +18,13 @@ from torch.utils import _pytree as pytree
 from conformance.backend import About, Backend, Quantized, Task
 from conformance.bounds import bounded
 from conformance.case import Case
-from conformance.checks import judge, measure, verdict
+from conformance.checks import judge, verdict
 from conformance.compare import Rounding, sqnr_db
 from conformance.deadline import DeadlinePassed, deadline
 from conformance.errors import ConformanceError, Crashed, Inexpressible, ReferenceFailed, Unsupported
 from conformance.inputs import calibration_of, inputs_of
 from conformance.layers import measure_layer
+from conformance.measures import measure
 from conformance.modules import build
 from conformance.observation import Evidence
 from conformance.properties import histogram, properties_of, said_of, scheme_of
