@@ -299,14 +299,23 @@ def judge(evidence: Evidence, expect: ModeExpect) -> tuple[Finding, ...]:
     return tuple(findings)
 
 
-def verdict(findings: tuple[Finding, ...]) -> Verdict:
-    """The verdict that follows from the findings of a case that ran to its end."""
+def correctness(evidence: Evidence) -> frozenset[str]:
+    """The checks that show the values to be right; empty outputs have no values, and are right by their structure."""
+    empty = not any(x.numel() for x in evidence.float_outputs)
+    return CORRECTNESS | {"structure"} if empty else CORRECTNESS
+
+
+def verdict(findings: tuple[Finding, ...], showing: frozenset[str] = CORRECTNESS) -> Verdict:
+    """The verdict that follows from the findings of a case that ran to its end.
+
+    `showing` are the checks that show the values to be right, see `correctness`.
+    """
     failed = {f.check for f in findings if f.outcome is Outcome.FAILED}
     held = {f.check for f in findings if f.outcome is Outcome.HELD}
     if any(CHECKS[check].about_values for check in failed):
         return Verdict.WRONG
     if failed:
-        return Verdict.FALLBACK if held & CORRECTNESS else Verdict.WRONG
+        return Verdict.FALLBACK if held & showing else Verdict.WRONG
     if any(f.outcome is Outcome.VACUOUS for f in findings) or not held & STATED:
         return Verdict.VACUOUS
     return Verdict.NATIVE

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from conformance.backend import About, Backend, Quantized, Task
 from conformance.bounds import bounded
 from conformance.case import Case
-from conformance.checks import judge, verdict
+from conformance.checks import correctness, judge, verdict
 from conformance.compare import Rounding, sqnr_db
 from conformance.deadline import DeadlinePassed, deadline
 from conformance.errors import ConformanceError, Crashed, Inexpressible, ReferenceFailed, Unsupported
@@ -184,7 +184,7 @@ def _run(case: Case, backend: Backend, name: str, stages: Stages, limits: Limits
             evidence = replace(evidence, scheme=scheme_of(evidence))
         findings = judge(evidence, case.expect)
         measures = measure(evidence)
-    found = verdict(findings)
+    found = verdict(findings, correctness(evidence))
     record = Record(
         subject=subject_of(case),
         backend=name,

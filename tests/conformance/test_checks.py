@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from conformance.backend import Explanation
-from conformance.checks import CHECKS, judge, verdict
+from conformance.checks import CHECKS, correctness, judge, verdict
 from conformance.compare import Rounding, sqnr_db
 from conformance.observation import Evidence
 from conformance.record import Finding, Layer, Outcome, Verdict
@@ -219,6 +219,17 @@ def test_nan_fails_the_accuracy() -> None:
 def test_wrong_operators_without_a_value_check_are_wrong() -> None:
     bare = replace(evidence(), ops={"aten::linear": 1}, debug_outputs=None)
     assert verdict(judge(bare, ModeExpect(ops={"quantized::linear": 1}))) is Verdict.WRONG
+
+
+@pytest.mark.parametrize("stated", [{}, {"output": (Output(shape=(0, 3)),)}, {"accuracy": Accuracy(sqnr_db=10.0)}])
+def test_other_operators_on_an_empty_batch_are_a_fallback(stated: dict[str, object]) -> None:
+    nothing = torch.zeros(0, 3)
+    empty = replace(evidence(), ops={"aten::linear": 1}, debug_outputs=None, explained=None)
+    empty = replace(empty, float_outputs=(nothing,), outputs=(nothing,), repeated=(nothing,))
+    expect = ModeExpect(ops={"quantized::linear": 1}, **stated)
+    assert verdict(judge(empty, expect), correctness(empty)) is Verdict.FALLBACK
+    misshapen = replace(empty, outputs=(nothing.T,), repeated=(nothing.T,))
+    assert verdict(judge(misshapen, expect), correctness(misshapen)) is Verdict.WRONG
 
 
 LAYERS = ModeExpect(debug_equal=None, layers=LayerBounds(sqnr_db=20.0))
