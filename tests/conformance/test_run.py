@@ -164,8 +164,11 @@ def test_cases_of_a_backend_that_could_not_be_opened_are_run_again(
 ) -> None:
     offer(tmp_path, monkeypatch)
     path, plan = tmp_path / "r.jsonl", Plan(cases(tmp_path)[:2], ("uninstalled", "float-only"))
-    run(plan, path)
+    first = run(plan, path)
+    again = resume(plan, path, lambda backend: (), lambda record: None)
+    assert verdicts(again) == verdicts(first) and len(read(path).records) == 4, "it can still not be opened"
     before = path.read_bytes()
+
     (tmp_path / "no_such_package_of_test").mkdir()
     (tmp_path / "no_such_package_of_test" / "backend.py").write_text("from odd_backends_of_test import chatty as make")
     shown: list[Record] = []
@@ -180,16 +183,7 @@ def test_cases_of_a_backend_that_could_not_be_opened_are_run_again(
     assert path.read_bytes().startswith(before)
     assert in_order(after.records) == in_order(found)
     assert after.run.versions["uninstalled"] and after.run.planned == 4
-    again = path.read_bytes()
+
+    last = path.read_bytes()
     assert in_order(resume(plan, path, lambda backend: (), lambda record: None)) == in_order(found)
-    assert path.read_bytes() == again, "nothing was left to do"
-
-
-def test_a_backend_that_can_still_not_be_opened_is_the_same_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    offer(tmp_path, monkeypatch)
-    path, plan = tmp_path / "r.jsonl", Plan(cases(tmp_path)[:2], ("uninstalled", "float-only"))
-    first = run(plan, path)
-    again = resume(plan, path, lambda backend: (), lambda record: None)
-    assert verdicts(again) == verdicts(first) and len(read(path).records) == 4
+    assert path.read_bytes() == last, "nothing was left to do"
