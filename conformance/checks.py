@@ -9,21 +9,21 @@ from types import MappingProxyType
 
 import torch
 
-from conformance.compare import Rounding, max_abs, max_quanta, off_grid, sqnr_db, tally
+from conformance.compare import Rounding, max_abs, off_grid, tally
 from conformance.identified import contradicts
+from conformance.measures import bounds_of, distances
 from conformance.observation import Evidence
 from conformance.properties import properties_of
-from conformance.record import Finding, Measures, Outcome, Verdict
-from conformance.spec import Accuracy, ModeExpect
+from conformance.record import Finding, Outcome, Verdict
+from conformance.spec import ModeExpect
 
 # A float32 step from an exact multiple: outputs are dequantized in float32.
 GRID = 2.0**-7
+# From the least 8-bit integer to the largest.
+STEPS = 255
 # Far above what float32 loses in the sums of one layer, relative to the largest result, and far below what one step of
 # 8 bits in one of the terms makes.
 FLOAT_SUMS = 2.0**-14
-# Of two outputs nearer than this to the float model's, neither is better: 2**-20, a few roundings in float32.
-FLOAT32_DB = 120.0
-FLOAT = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
 
 Check = Callable[[Evidence, ModeExpect], Finding | None]
 
@@ -78,19 +78,58 @@ def inputs(evidence: Evidence, expect: ModeExpect) -> Finding | None:
 
 
 def really_ran(evidence: Evidence, expect: ModeExpect) -> Finding | None:
-    """Outputs can have come from the 8-bit operators that are claimed: on the grid, and not the float model's own."""
-    claimed = [name for name in evidence.ops if name.startswith("quantized::")]
-    if not claimed or not any(x.numel() for x in evidence.outputs):
+    """Outputs can have come from the 8-bit operators that are claimed: on the grid, and not the float model's own.
+
+    Float's own they may be where 8 bits give just these numbers, see `_unseen`.
+    """
+    if not _claimed(evidence) or not any(x.numel() for x in evidence.outputs):
         return None
     distance = off_grid(evidence.outputs, evidence.quanta)
     if distance > GRID:
         return _finding(
             "really_ran", False, "outputs that are multiples of their step", f"{distance:.3g} quanta off the grid"
         )
-    identical = max_abs(evidence.float_outputs, evidence.outputs) == 0.0
-    honest = evidence.debug_outputs is not None and max_abs(evidence.float_outputs, evidence.debug_outputs) == 0.0
-    got = "bit for bit the float model's outputs" if identical else "outputs of their own"
-    return _finding("really_ran", honest or not identical, "outputs that differ from float as 8 bits must", got)
+    same = _equal(evidence.float_outputs, evidence.outputs)
+    got = "bit for bit the float model's outputs" if same else "outputs of their own"
+    return _finding("really_ran", not same or _unseen(evidence), "outputs that differ from float as 8 bits must", got)
+
+
+def undecided(evidence: Evidence) -> bool:
+    """Whether the outputs are float's own and only the reference can tell if 8 bits give the same."""
+    same = bool(_claimed(evidence)) and _equal(evidence.float_outputs, evidence.outputs)
+    return same and bool(evidence.native_ops) and not _unseen(evidence)
+
+
+def _claimed(evidence: Evidence) -> list[str]:
+    return [name for name in evidence.ops if name.startswith("quantized::")]
+
+
+def _equal(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> bool:
+    return [x.shape for x in one] == [x.shape for x in other] and max_abs(one, other) == 0.0
+
+
+def _unseen(evidence: Evidence) -> bool:
+    """Whether 8 bits give float's own numbers here, so that numbers can't tell which of the two ran.
+
+    The backend's debug form shows that. So do outputs that 256 multiples of their steps hold, and the reference where
+    its own 8 bits give these numbers by an operator that is claimed; but since they show nothing of this backend, it
+    must then name the operators that it executed by its own names.
+    """
+    if evidence.debug_outputs is not None and _equal(evidence.float_outputs, evidence.debug_outputs):
+        return True
+    alike = any(name in evidence.reference_ops for name in _claimed(evidence))
+    reference = alike and evidence.reference_sqnr_db == math.inf
+    return bool(evidence.native_ops) and (reference or _fit(evidence.outputs, evidence.quanta))
+
+
+def _fit(outputs: Sequence[torch.Tensor], quanta: Sequence[float | None]) -> bool:
+    """Whether 8 bits can hold every output, which are multiples of their steps: zero is always one of them."""
+    spans = [
+        math.inf if step is None else float(x.amax().clamp(min=0) - x.amin().clamp(max=0)) / step
+        for x, step in zip(outputs, quanta, strict=True)
+        if x.numel()
+    ]
+    return all(span <= STEPS + GRID for span in spans)
 
 
 def ops(evidence: Evidence, expect: ModeExpect) -> Finding | None:
@@ -196,80 +235,20 @@ def accuracy(evidence: Evidence, expect: ModeExpect) -> Finding | None:
     """Close to the float model: by signal to noise, by absolute difference, by quanta, beside the reference."""
     if expect.accuracy is None:
         return None
-    bounds = _resolved(expect.accuracy, evidence.reference_sqnr_db)
-    wanted = _wanted(bounds, evidence.reference_sqnr_db)
-    if bounds.sqnr_db is bounds.max_quanta is bounds.max_abs is None:
+    bounds = bounds_of(expect.accuracy, evidence.reference_sqnr_db)
+    wanted = bounds.text(evidence.reference_sqnr_db)
+    if not bounds.any:
         return Finding("accuracy", Outcome.VACUOUS, wanted, "this is the reference itself, or there is none")
     if not any(x.numel() for x in evidence.float_outputs):
         return Finding("accuracy", Outcome.VACUOUS, wanted, "the outputs are empty: there was nothing to compare")
-    got = _distances(evidence, evidence.outputs)
     zeros = tuple(torch.zeros_like(x) for x in evidence.float_outputs)
     anything = any(bool(x.any()) for x in evidence.float_outputs)
-    if anything and _within(bounds, *_distances(evidence, zeros)):
+    if anything and bounds.hold(distances(evidence, zeros)):
         return Finding(
             "accuracy", Outcome.VACUOUS, wanted, "a model that always gives zero would pass: tighten the bound"
         )
-    text = "sqnr {} dB, max_quanta {}, max_abs {}".format(*map(_number, got))
-    return _finding("accuracy", _within(bounds, *got), wanted, text)
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """What an output is held to: the bounds of `expect:`, the one beside the reference as a number of its own."""
-
-    sqnr_db: float | None
-    max_quanta: float | None
-    max_abs: float | None
-    below_reference_db: float | None = None
-
-
-def _resolved(stated: Accuracy, reference: float | None) -> Bounds:
-    """The bounds; of two on the signal to noise, that of the spec and that of the reference, the higher one."""
-    floors = [] if stated.sqnr_db is None else [stated.sqnr_db]
-    if stated.below_reference_db is not None and reference is not None:
-        floors.append(min(reference, FLOAT32_DB) - stated.below_reference_db)
-    return Bounds(max(floors, default=None), stated.max_quanta, stated.max_abs, stated.below_reference_db)
-
-
-def _wanted(bounds: Bounds, reference: float | None) -> str:
-    said = [
-        f"{key} {sign} {value:.6g}"
-        for key, sign, value in (
-            ("sqnr_db", ">=", bounds.sqnr_db),
-            ("max_quanta", "<=", bounds.max_quanta),
-            ("max_abs", "<=", bounds.max_abs),
-        )
-        if value is not None
-    ]
-    if bounds.below_reference_db is not None:
-        has = "" if reference is None else f", which has {reference:.4g}"
-        said.append(f"at most {bounds.below_reference_db:g} dB below the reference{has}")
-    return ", ".join(said)
-
-
-def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.4g}"
-
-
-def _distances(evidence: Evidence, outputs: tuple[torch.Tensor, ...]) -> tuple[float, float | None, float]:
-    reference = evidence.float_outputs
-    return sqnr_db(reference, outputs), max_quanta(reference, outputs, evidence.quanta), max_abs(reference, outputs)
-
-
-def _steps(quanta: float | None, absolute: float) -> float:
-    """A distance in quanta; outputs that are equal are none apart, whether or not they have a step."""
-    if quanta is None:
-        return 0.0 if absolute == 0.0 else math.inf
-    return quanta
-
-
-def _within(bounds: Bounds, sqnr: float, quanta: float | None, absolute: float) -> bool:
-    # NaN compares false with everything, so that it is never within a bound.
-    return (
-        (bounds.sqnr_db is None or sqnr >= bounds.sqnr_db)
-        and (bounds.max_quanta is None or _steps(quanta, absolute) <= bounds.max_quanta)
-        and (bounds.max_abs is None or absolute <= bounds.max_abs)
-    )
+    got = distances(evidence, evidence.outputs)
+    return _finding("accuracy", bounds.hold(got), wanted, got.text)
 
 
 def output(evidence: Evidence, expect: ModeExpect) -> Finding | None:
@@ -361,42 +340,23 @@ def judge(evidence: Evidence, expect: ModeExpect) -> tuple[Finding, ...]:
     return tuple(findings)
 
 
-def verdict(findings: tuple[Finding, ...]) -> Verdict:
-    """The verdict that follows from the findings of a case that ran to its end."""
+def correctness(evidence: Evidence) -> frozenset[str]:
+    """The checks that show the values to be right; empty outputs have no values, and are right by their structure."""
+    empty = not any(x.numel() for x in evidence.float_outputs)
+    return CORRECTNESS | {"structure"} if empty else CORRECTNESS
+
+
+def verdict(findings: tuple[Finding, ...], showing: frozenset[str] = CORRECTNESS) -> Verdict:
+    """The verdict that follows from the findings of a case that ran to its end.
+
+    `showing` are the checks that show the values to be right, see `correctness`.
+    """
     failed = {f.check for f in findings if f.outcome is Outcome.FAILED}
     held = {f.check for f in findings if f.outcome is Outcome.HELD}
     if any(CHECKS[check].about_values for check in failed):
         return Verdict.WRONG
     if failed:
-        return Verdict.FALLBACK if held & CORRECTNESS else Verdict.WRONG
+        return Verdict.FALLBACK if held & showing else Verdict.WRONG
     if any(f.outcome is Outcome.VACUOUS for f in findings) or not held & STATED:
         return Verdict.VACUOUS
     return Verdict.NATIVE
-
-
-def _finite(value: float | None) -> float | None:
-    """What JSON has a word for."""
-    return value if value is not None and math.isfinite(value) else None
-
-
-def measure(evidence: Evidence) -> Measures:
-    """The numbers of a case, whether or not its spec bounds them."""
-    if [x.shape for x in evidence.float_outputs] != [x.shape for x in evidence.outputs]:
-        return Measures()
-    sqnr, quanta, absolute = _distances(evidence, evidence.outputs)
-    counts = tally(evidence.explained.roundings) if evidence.explained is not None else None
-    debug = (
-        None
-        if evidence.debug_outputs is None
-        else max_quanta(evidence.debug_outputs, evidence.outputs, evidence.quanta)
-    )
-    return Measures(
-        sqnr_db=_finite(sqnr),
-        max_abs=_finite(absolute),
-        max_quanta=_finite(quanta),
-        debug_quanta=_finite(debug),
-        exact=counts.exact if counts else None,
-        tie=counts.tie if counts else None,
-        wrong=counts.wrong if counts else None,
-        reference_sqnr_db=_finite(evidence.reference_sqnr_db),
-    )

@@ -8,7 +8,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -18,12 +18,13 @@ from torch.utils import _pytree as pytree
 from conformance.backend import About, Backend, Quantized, Task
 from conformance.bounds import bounded
 from conformance.case import Case
-from conformance.checks import judge, measure, verdict
+from conformance.checks import correctness, judge, undecided, verdict
 from conformance.compare import Rounding, sqnr_db
 from conformance.deadline import DeadlinePassed, deadline
 from conformance.errors import ConformanceError, Crashed, Inexpressible, ReferenceFailed, Unsupported
 from conformance.inputs import calibration_of, inputs_of
 from conformance.layers import measure_layer
+from conformance.measures import measure
 from conformance.modules import build
 from conformance.observation import Evidence
 from conformance.properties import histogram, properties_of, said_of, scheme_of
@@ -173,17 +174,14 @@ def _run(case: Case, backend: Backend, name: str, stages: Stages, limits: Limits
             evidence = replace(evidence, layers=layers_of(quantized, inputs, evidence))
         if case.mode is Mode.NUMERICS and evidence.explained is not None:
             evidence = replace(evidence, rule=identify(evidence.explained.roundings))
-    bounds, reference = case.expect.accuracy, limits.reference
-    if bounds is not None and bounds.below_reference_db is not None and reference not in (None, backend):
-        with stages("reference"):
-            evidence = replace(evidence, reference_sqnr_db=_sqnr_of(reference, task_of(case, limits.allow_python)))
+    evidence = _beside_the_reference(evidence, case, backend, stages, limits)
     with stages("judge"):
         evidence = replace(evidence, declared=said_of(backend.about(), case.qconfig))
         if case.mode is Mode.DYNAMIC:
             evidence = replace(evidence, scheme=scheme_of(evidence))
         findings = judge(evidence, case.expect)
         measures = measure(evidence)
-    found = verdict(findings)
+    found = verdict(findings, correctness(evidence))
     record = Record(
         subject=subject_of(case),
         backend=name,
@@ -222,6 +220,7 @@ def observe(module: torch.nn.Module, inputs: Sequence[Tensor], quantized: Quanti
             float_ops=quantized.float_ops,
             ops=count(final.ops),
             sequence=final.ops,
+            native_ops=final.native_ops,
             explained=explain("final", fresh(inputs)) if explain else None,
             debug_explained=explain("debug", fresh(inputs)) if explain and debug is not None else None,
             inputs_after_float=after_float,
@@ -229,8 +228,22 @@ def observe(module: torch.nn.Module, inputs: Sequence[Tensor], quantized: Quanti
         )
 
 
-def _sqnr_of(reference: Backend, task: Task) -> float:
-    """The signal to noise of the reference on a task in dB, its steps not told apart.
+def _beside_the_reference(evidence: Evidence, case: Case, backend: Backend, stages: Stages, limits: Limits) -> Evidence:
+    """The evidence with what the reference has, where the spec compares with it or it alone tells if 8 bits ran.
+
+    Raises ReferenceFailed where the spec asks for the comparison and the reference fails.
+    """
+    bounds, reference = case.expect.accuracy, limits.reference
+    compared = bounds is not None and bounds.below_reference_db is not None
+    if reference is None or reference == backend or not (compared or undecided(evidence)):
+        return evidence
+    with stages("reference"), nullcontext() if compared else suppress(ReferenceFailed):
+        return _with_reference(evidence, reference, task_of(case, limits.allow_python))
+    return evidence
+
+
+def _with_reference(evidence: Evidence, reference: Backend, task: Task) -> Evidence:
+    """The evidence with the operators and the signal to noise in dB of the reference, its steps not told apart.
 
     Raises ReferenceFailed where it fails, or gives no number.
     """
@@ -246,7 +259,7 @@ def _sqnr_of(reference: Backend, task: Task) -> float:
         raise ReferenceFailed(f"the reference failed on this case ({type(error).__name__}: {error})") from error
     if math.isnan(found) and any(x.numel() for x in expected):
         raise ReferenceFailed("the reference gives no finite output on this case")
-    return found
+    return replace(evidence, reference_sqnr_db=found, reference_ops=count(quantized.final.ops))
 
 
 def layers_of(quantized: Quantized, inputs: Sequence[Tensor], evidence: Evidence) -> tuple[Layer, ...] | None:

@@ -21,7 +21,8 @@ class Evidence:
     form on the same inputs. `explained` and `debug_explained` are None where the backend can't explain its roundings,
     `layers` where nobody asked for them or the backend can't tell them. `rule` is what its integers say of their
     rounding, None where that is not the question. `scheme` is how a dynamic layer quantizes its input, None likewise.
-    `reference_sqnr_db` is what the reference has on the same case, None where it is not compared with.
+    `native_ops` counts the operators by the backend's own names. `reference_sqnr_db` is what the reference has on the
+    same case and `reference_ops` what it executed, None and empty where it was not asked.
     `declared` is what the backend says of its arithmetic for a case of this kind.
     """
 
@@ -41,4 +42,6 @@ class Evidence:
     rule: Rule | None = None
     scheme: Scheme | None = None
     declared: Mapping[str, str] = field(default_factory=dict)
+    native_ops: Mapping[str, int] = field(default_factory=dict)
     reference_sqnr_db: float | None = None
+    reference_ops: Mapping[str, int] = field(default_factory=dict)

@@ -88,7 +88,7 @@ class Measures:
     """Numbers taken from one case; None where there was nothing to measure.
 
     `sqnr_db` final against float in dB, `reference_sqnr_db` the bundled library's on the same case, where the spec
-    compares the two; `max_abs` the largest absolute difference from float;
+    compares the two or it alone could tell whether 8 bits ran; `max_abs` the largest absolute difference from float;
     `max_quanta` the same in steps of the output scale; `exact`, `tie`, `wrong` count the
     roundings of the final form, judged one by one against exact arithmetic.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from conformance import pool
@@ -16,7 +16,7 @@ from conformance.environment import environment
 from conformance.errors import EnvironmentTrouble, UsageError
 from conformance.fingerprint import fingerprint
 from conformance.known import Expected, Known, apply, expected
-from conformance.record import Declared, Record, Run
+from conformance.record import Declared, Record, Run, Verdict
 from conformance.sameness import differences
 from conformance.shard import Shard
 from conformance.store import Writer, appending, read, writing
@@ -130,19 +130,41 @@ def execute(plan: Plan, path: Path, known: Entries, show: Show) -> list[Record]:
 def resume(plan: Plan, path: Path, known: Entries, show: Show) -> list[Record]:
     """Run what the results file at `path` still lacks of the plan, and append it; returns old and new records.
 
-    Raises UsageError where the file is not of this plan, or of another environment.
+    Cases whose backend could not be opened are run again. Raises UsageError where the file is not of this plan, or of
+    another environment.
     """
     opened = open_plan(plan, known)
-    before = read(path)
-    if found := differences(before.run, head_of(opened)):
+    before, now = read(path), head_of(opened)
+    head = _with_newly_opened(before.run, now)
+    if found := differences(head, now):
         listed = "\n  ".join(found)
         raise UsageError(f"{path}: can't be resumed, since it was made otherwise:\n  {listed}\nrun without --resume")
-    done = {(record.backend, record.subject.case) for record in before.records}
+    finished = [record for record in before.records if not _unopened(record)]
+    done = {(record.backend, record.subject.case) for record in finished}
     left = [job for job in plan.jobs if (job.backend, job.case.id) not in done]
-    for record in before.records:
+    for record in finished:
         show(record)
     with appending(path) as writer:
-        return [*before.records, *_kept(_records(opened, left), opened, writer, show)]
+        if head != before.run:
+            writer.head(head)
+        return [*finished, *_kept(_records(opened, left), opened, writer, show)]
+
+
+def _unopened(record: Record) -> bool:
+    """Whether a record says no more than that its backend could not be opened."""
+    return record.verdict is Verdict.ERROR and record.stage == pool.HELLO
+
+
+def _with_newly_opened(before: Run, now: Run) -> Run:
+    """The earlier head, with what backends that could not be opened then say of themselves now."""
+    late = {name for name, said in before.declared.items() if said == Declared()}
+    heard = {name: said for name, said in now.declared.items() if name in late}
+    debts = {debt.backend: debt for debt in now.debt if debt.backend in late}
+    return replace(
+        before,
+        declared={**before.declared, **heard},
+        debt=tuple(debts.get(debt.backend, debt) for debt in before.debt),
+    )
 
 
 def _kept(coming: Records, opened: Opened, writer: Writer, show: Show) -> Records:

@@ -35,7 +35,7 @@ class Writer:
     descriptor: int
 
     def head(self, run: Run) -> None:
-        """Write the head; call this once, first."""
+        """Write the head: first, and again where a run that goes on knows more of its backends."""
         self._line({"run": asdict(run)})
 
     def append(self, record: Record) -> None:
@@ -100,7 +100,8 @@ def appending(path: Path) -> Iterator[Writer]:
 def read(path: Path) -> Results:
     """Read a results file, also one whose writer was killed; lines that can't be read are counted and passed over.
 
-    The records come in the order of the specs.
+    Lines are only ever appended: of two heads, and of two records of one case on one backend, the later one counts. The
+    records come in the order of the specs.
 
     Raises UsageError for a file that is missing or has no head.
     """
@@ -108,14 +109,15 @@ def read(path: Path) -> Results:
         lines = _bytes_of(path).split(b"\n")
     except (OSError, lzma.LZMAError, EOFError) as error:
         raise UsageError(f"{path}: can't be read ({error}); expected a results file of 'conformance run'") from error
-    run, records, damaged = None, [], 0
+    run, found, damaged = None, dict[tuple[str, str], Record](), 0
     for line in filter(None, lines):
         try:
             value = json.loads(line)
             if "run" in value:
                 run = _run(value["run"])
             else:
-                records.append(Record.from_json(value["record"]))
+                record = Record.from_json(value["record"])
+                found[record.backend, record.subject.case] = record
         except (ValueError, KeyError, TypeError):
             damaged += 1
     if run is None:
@@ -124,7 +126,7 @@ def read(path: Path) -> Results:
             "before its first case starts again without --resume"
         )
     # Workers finish in any order; readers want the specs' own.
-    records.sort(key=lambda record: (record.subject.path, record.subject.line, record.subject.case))
+    records = sorted(found.values(), key=lambda each: (each.subject.path, each.subject.line, each.subject.case))
     return Results(run, tuple(records), damaged)
 
 

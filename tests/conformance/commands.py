@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+
+from conformance.record import Verdict
+from conformance.store import read
 
 
 @dataclass(frozen=True)
@@ -16,3 +20,8 @@ class Said:
 
 
 Command = Callable[..., Said]
+
+
+def verdicts(path: Path) -> dict[tuple[str, str], Verdict]:
+    """What a results file says, by backend and case."""
+    return {(record.backend, record.subject.case): record.verdict for record in read(path).records}

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 from commands import Command, Said
-from small_specs import written
+from small_specs import LINEAR, cases_of, written
 
 from conformance import __main__ as command_line
+from conformance.backends import open_backend
+from conformance.engine import run_case
+from conformance.record import Verdict
 
 
 @pytest.fixture
@@ -31,3 +34,10 @@ def conformance(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
 def small(tmp_path: Path) -> Path:
     """A file of a few small specs."""
     return written(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def warm() -> None:
+    """Have all of torch that a case needs imported: what is imported within a pytester session is dropped after it."""
+    for case in cases_of(LINEAR):
+        assert run_case(case, open_backend("qlib"), "qlib").record.verdict is Verdict.NATIVE

@@ -12,10 +12,13 @@ from torch import Tensor
 
 from conformance.backend import About, Backend, Quantized, Stage, Task
 from conformance.backends import REFERENCE, open_backend
-from conformance.case import Case
+from conformance.backends.qlib import vocabulary
+from conformance.case import Case, expand
 from conformance.engine import Limits, run_case
 from conformance.errors import Unsupported
-from conformance.record import Record, Verdict
+from conformance.load import load
+from conformance.places import bundled_specs
+from conformance.record import Outcome, Record, Verdict
 
 MODULE = """
 module: nn.Linear(30, 20)
@@ -56,6 +59,18 @@ class Noisier:
 
         final = replace(honest.final, call=call, quanta=(None,))
         return Quantized(honest.float_ops, final)
+
+
+@dataclass(frozen=True)
+class WithoutDebugForm:
+    """The bundled library, which tells of itself what other engines do."""
+
+    def about(self) -> About:
+        return replace(open_backend("qlib").about(), name="right")
+
+    def quantize(self, task: Task, stage: Stage) -> Quantized:
+        honest = open_backend("qlib").quantize(task, stage)
+        return Quantized(honest.float_ops, honest.final)
 
 
 def run(accuracy: str, backend: Backend, reference: Backend | None) -> Record:
@@ -102,6 +117,31 @@ def test_a_failure_of_the_reference_is_an_error_and_not_the_backends_fault(act: 
 def test_a_reference_that_gives_no_number_is_an_error_too() -> None:
     record = run(BESIDE_A_FLOOR, Noisier(), Noisier(loss_db=float("nan")))
     assert (record.verdict, record.stage) == (Verdict.ERROR, "reference")
+
+
+def bundled_case(suite: str, spec: str) -> Case:
+    cases = expand(load(bundled_specs() / f"{suite}.qspec.yaml", vocabulary()))
+    return next(case for case in cases if case.spec_id == spec and case.capture == "export")
+
+
+# Data whose 8-bit results are the float model's own: with a step of the output, and without.
+UNSEEN = [("range", "all_zero"), ("range", "zero_weights"), ("linear_dynamic", "zeros")]
+
+
+@pytest.mark.parametrize(("suite", "spec"), UNSEEN)
+def test_a_case_that_can_not_show_8_bits_accuses_only_a_backend_that_names_no_kernel(suite: str, spec: str) -> None:
+    case, limits = bundled_case(suite, spec), Limits(reference=open_backend(REFERENCE))
+    right = run_case(case, WithoutDebugForm(), "right", limits).record
+    assert (right.verdict, right.measures.max_abs) == (Verdict.NATIVE, 0.0), right.findings
+    lying = run_case(case, open_backend("claims-everything"), "lying", limits).record
+    assert lying.verdict is Verdict.FALLBACK
+    assert [each.check for each in lying.findings if each.outcome is Outcome.FAILED] == ["really_ran"]
+
+
+def test_a_reference_that_fails_where_no_spec_asks_for_it_tells_nothing() -> None:
+    case = bundled_case("linear_dynamic", "zeros")
+    record = run_case(case, WithoutDebugForm(), "right", Limits(reference=Noisier(act=_never))).record
+    assert record.verdict is Verdict.FALLBACK and "reference" in record.seconds
 
 
 def test_the_case_is_the_same_for_both() -> None:

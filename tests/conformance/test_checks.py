@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from conformance.backend import Explanation
-from conformance.checks import CHECKS, judge, verdict
+from conformance.checks import CHECKS, correctness, judge, verdict
 from conformance.compare import Rounding, sqnr_db
 from conformance.observation import Evidence
 from conformance.record import Finding, Layer, Outcome, Verdict
@@ -159,6 +159,40 @@ def test_without_ties_there_is_no_rule_to_demand() -> None:
     assert "rounding" not in outcomes(judge(replace(evidence(), rule=Rule(("half_even", "half_up"), 0)), EXPECT))
 
 
+# What 8 bits of this step hold exactly, and what they can't: 280 steps, and between them.
+ON_GRID, TOO_FAR = torch.tensor([0.25, -0.5, 1.0]), torch.tensor([0.25, 70.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "outcome"),
+    [
+        ({}, "held"),
+        ({"native_ops": {}}, "failed"),
+        ({"float_outputs": (FLOATS,)}, "failed"),
+        ({"float_outputs": (TOO_FAR,)}, "failed"),
+        ({"quanta": (None,)}, "failed"),
+        ({"quanta": (None,), "reference_sqnr_db": 40.0}, "failed"),
+        ({"quanta": (None,), "reference_sqnr_db": math.inf}, "held"),
+        ({"quanta": (None,), "reference_sqnr_db": math.inf, "native_ops": {}}, "failed"),
+        ({"quanta": (None,), "reference_sqnr_db": math.inf, "reference_ops": {"aten::linear": 1}}, "failed"),
+    ],
+)
+def test_floats_that_8_bits_hold_exactly_accuse_nobody_who_names_what_ran(
+    changes: dict[str, object], outcome: str
+) -> None:
+    bare = replace(
+        evidence(),
+        float_outputs=(ON_GRID,),
+        native_ops={"QGemm": 1},
+        reference_ops={"quantized::linear_relu": 1},
+        debug_outputs=None,
+        explained=None,
+    )
+    found = replace(bare, **changes)
+    same = replace(found, outputs=found.float_outputs, repeated=found.float_outputs)
+    assert outcomes(judge(same, EXPECT))["really_ran"] is Outcome(outcome)
+
+
 def test_substrings_of_operator_names_satisfy_nothing() -> None:
     found = judge(evidence(), ModeExpect(ops={"quantized::linear": 1}))
     assert outcomes(found)["ops"] is Outcome.FAILED
@@ -219,6 +253,17 @@ def test_nan_fails_the_accuracy() -> None:
 def test_wrong_operators_without_a_value_check_are_wrong() -> None:
     bare = replace(evidence(), ops={"aten::linear": 1}, debug_outputs=None)
     assert verdict(judge(bare, ModeExpect(ops={"quantized::linear": 1}))) is Verdict.WRONG
+
+
+@pytest.mark.parametrize("stated", [{}, {"output": (Output(shape=(0, 3)),)}, {"accuracy": Accuracy(sqnr_db=10.0)}])
+def test_other_operators_on_an_empty_batch_are_a_fallback(stated: dict[str, object]) -> None:
+    nothing = torch.zeros(0, 3)
+    empty = replace(evidence(), ops={"aten::linear": 1}, debug_outputs=None, explained=None)
+    empty = replace(empty, float_outputs=(nothing,), outputs=(nothing,), repeated=(nothing,))
+    expect = ModeExpect(ops={"quantized::linear": 1}, **stated)
+    assert verdict(judge(empty, expect), correctness(empty)) is Verdict.FALLBACK
+    misshapen = replace(empty, outputs=(nothing.T,), repeated=(nothing.T,))
+    assert verdict(judge(misshapen, expect), correctness(misshapen)) is Verdict.WRONG
 
 
 LAYERS = ModeExpect(debug_equal=None, layers=LayerBounds(sqnr_db=20.0))

@@ -71,7 +71,7 @@ def test_a_backend_that_only_the_other_environment_knows(elsewhere: Path, confor
 def test_the_plug_in_has_the_option_too(elsewhere: Path, pytester: pytest.Pytester) -> None:
     written(pytester.path)
     options = ["-k", "dynamic", "--backend", "chatty", "--conformance-results", "r.jsonl"]
-    result = pytester.runpytest_subprocess(*options, "--python", f"chatty={elsewhere}")
+    result = pytester.runpytest(*options, "--python", f"chatty={elsewhere}")
     result.assert_outcomes(passed=1, deselected=5)
     assert read(pytester.path / "r.jsonl").run.declared["chatty"].versions
     result = pytester.runpytest(*options, "--python", "chatty=/no/such/python")

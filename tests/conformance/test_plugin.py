@@ -5,20 +5,14 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
-from offered import offer
-from small_specs import LINEAR, UNSUPPORTED, VERDICTS, cases_of, written
+from commands import verdicts
+from small_specs import LINEAR, UNSUPPORTED, VERDICTS, written
 
-from conformance import __main__ as command_line
 from conformance import known_file
-from conformance.backends import open_backend
 from conformance.backends import qlib as bundled
-from conformance.engine import run_case
-from conformance.merge import merge
-from conformance.record import Verdict
-from conformance.shard import Shard
-from conformance.store import read
 
 pytest_plugins = ["pytester"]
+pytestmark = pytest.mark.usefixtures("warm")
 
 NAMES = [
     "linear_relu[qlib-static-export-bias=true]",
@@ -31,13 +25,6 @@ NAMES = [
 IDS = [f"small.qspec.yaml::{name}" for name in NAMES]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _warm() -> None:
-    """Have all of torch that a case needs imported: what is imported within a pytester session is dropped after it."""
-    for case in cases_of(LINEAR):
-        assert run_case(case, open_backend("qlib"), "qlib").record.verdict is Verdict.NATIVE
-
-
 @pytest.fixture
 def small(pytester: pytest.Pytester) -> Path:
     return written(pytester.path)
@@ -46,10 +33,6 @@ def small(pytester: pytest.Pytester) -> Path:
 def collected(pytester: pytest.Pytester, *options: str) -> list[str]:
     lines = pytester.runpytest("--co", "-q", *options).outlines
     return [line for line in lines if "::" in line]
-
-
-def verdicts(path: Path) -> dict[tuple[str, str], Verdict]:
-    return {(record.backend, record.subject.case): record.verdict for record in read(path).records}
 
 
 # ---- collection
@@ -105,27 +88,6 @@ def test_mistakes_of_a_spec_are_a_collection_error_with_their_lines(pytester: py
     )
     result.stdout.no_fnmatch_line("*Traceback*")
     pytester.runpytest(str(small), "-k", "dynamic").assert_outcomes(passed=1, deselected=5)
-
-
-TORCHLESS = """
-import sys
-
-def pytest_sessionfinish():
-    assert "torch" not in sys.modules, "torch was imported"
-    print("no torch here")
-"""
-
-
-def test_torch_is_not_imported_where_nothing_runs(pytester: pytest.Pytester) -> None:
-    pytester.makeconftest(TORCHLESS)
-    pytester.makepyfile("def test_a(): pass")
-    result = pytester.runpytest_subprocess("-s")
-    result.assert_outcomes(passed=1)
-    result.stdout.fnmatch_lines(["*no torch here*"])
-    written(pytester.path)
-    result = pytester.runpytest_subprocess("--co", "-q", "-s", "--conformance-results", "r.jsonl")
-    assert result.ret == 0
-    result.stdout.fnmatch_lines([IDS[0], "*no torch here*"])
 
 
 # ---- verdicts
@@ -274,60 +236,11 @@ def test_an_unsupported_case_that_is_known_to_be_is_expected(pytester: pytest.Py
     pytester.runpytest("-k", "unsupported").assert_outcomes(xfailed=1)
 
 
-# ---- processes
-
-
-@pytest.mark.usefixtures("small")
-def test_a_backend_of_its_own_process_loses_only_the_cases_that_kill_it(
-    pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "offered").mkdir()
-    offer(tmp_path / "offered", monkeypatch)
-    options = ["--backend", "moody", "-k", "export", "--conformance-results", "r.jsonl"]
-    result = pytester.runpytest_subprocess("-n", "2", *options)
-    result.assert_outcomes(passed=3, failed=1)
-    result.stdout.fnmatch_lines(["*crash in lower: killed by SIGKILL*"])
-    result.stdout.no_fnmatch_line("*worker*crashed*")
-    crashed = [case for (_, case), verdict in verdicts(pytester.path / "r.jsonl").items() if verdict is Verdict.CRASH]
-    assert crashed == ["small::linear_relu[static-export-bias=true]"]
-
-
-@pytest.mark.usefixtures("small")
-@pytest.mark.parametrize(
-    ("backend", "seconds", "line"),
-    [
-        ("crashes", "60", "crash in run: killed by SIGSEGV"),
-        ("hangs", "16", "timeout in run: no answer within 8 s of the step 'run'"),
-    ],
-)
-def test_a_crash_and_a_hang_in_one_process(pytester: pytest.Pytester, backend: str, seconds: str, line: str) -> None:
-    result = pytester.runpytest("-k", "dynamic", "--backend", backend, "--case-timeout", seconds)
-    result.assert_outcomes(failed=1, deselected=5)
-    result.stdout.fnmatch_lines([line])
-
-
-def test_the_results_are_those_of_the_command_line(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = written(pytester.path, VERDICTS, "verdicts")
-    monkeypatch.setattr("sys.argv", ["conformance", "run", str(path), "--backend", "qlib", "--backend", "off-by-one"])
-    with pytest.raises(SystemExit, match="1"):
-        command_line.main()
-    wanted = verdicts(pytester.path / "results" / "results.jsonl")
-    assert len(wanted) == 10
-    backends = ["--backend", "qlib", "--backend", "off-by-one"]
-    pytester.runpytest(*backends, "--conformance-results", "one.jsonl")
-    assert verdicts(pytester.path / "one.jsonl") == wanted
-    pytester.runpytest_subprocess("-n", "2", *backends, "--conformance-results", "deep/two.jsonl")
-    assert verdicts(pytester.path / "deep" / "two.jsonl") == wanted
-    head = read(pytester.path / "deep" / "two.jsonl").run
-    assert head.backends == ("qlib", "off-by-one") and head.command.startswith("pytest ")
-
-
-@pytest.mark.usefixtures("small")
-def test_results_that_can_not_be_written(pytester: pytest.Pytester) -> None:
-    (pytester.path / "file").write_text("")
-    result = pytester.runpytest("--conformance-results", "file/r.jsonl")
-    assert result.ret in {pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.INTERNAL_ERROR}
-    assert "can't be written" in "\n".join([*result.outlines, *result.errlines])
+def test_an_expired_known_failure_fails_and_says_so(pytester: pytest.Pytester, small: Path, expected: Path) -> None:
+    expected.write_text("- {case: small::linear, verdict: fallback, reason: floats, expires: 2020-01-01}\n")
+    result = pytester.runpytest("--backend", "float-only", "-k", "linear[")
+    result.assert_outcomes(failed=2, deselected=4)
+    result.stdout.fnmatch_lines(["fallback: *; known until 2020-01-01: floats"])
 
 
 # ---- for tools that know test functions only
@@ -367,45 +280,3 @@ def test_the_decorator_on_a_file_with_mistakes(pytester: pytest.Pytester) -> Non
     result = pytester.runpytest("--ignore=specs")
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*SpecError*specs/small.qspec.yaml:1:*"])
-
-
-# ---- shards
-
-
-@pytest.mark.parametrize("extra", [(), ("-n", "2")])
-def test_shards_are_those_of_the_command_line_and_can_be_joined(
-    pytester: pytest.Pytester, small: Path, extra: tuple[str, ...]
-) -> None:
-    ids = []
-    for index in ("1", "2"):
-        options = ("--shard", f"{index}/2", "-k", "linear_relu", "--conformance-results", f"{index}.jsonl")
-        pytester.runpytest_subprocess(*options, *extra)
-        found = read(pytester.path / f"{index}.jsonl")
-        assert (found.run.shard, len(found.run.cases), found.run.planned) == (f"{index}/2", 4, len(found.records))
-        assert all(Shard(int(index), 2).holds(record.subject.case) for record in found.records)
-        ids += [record.subject.case for record in found.records]
-    assert sorted(ids) == sorted(found.run.cases)
-    merged = merge([(Path(name), read(pytester.path / name)) for name in ("1.jsonl", "2.jsonl")])
-    assert merged.missing == () and len(merged.results.records) == 4
-    assert merged.results.run.versions["qlib"].keys() == {"qlib", "torch"}
-
-
-@pytest.mark.usefixtures("small")
-def test_a_choice_that_leaves_some_backends_of_a_case_is_no_plan(pytester: pytest.Pytester) -> None:
-    options = ("--backend", "qlib", "--backend", "float-only", "-k", "float-only or linear_relu")
-    pytester.runpytest(*options, "--conformance-results", "r.jsonl")
-    assert read(pytester.path / "r.jsonl").run.cases == {}
-
-
-@pytest.mark.usefixtures("small")
-def test_what_is_no_shard_is_refused(pytester: pytest.Pytester) -> None:
-    result = pytester.runpytest("--shard", "3/2")
-    assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["*expected a shard as i/n*found '3/2'*"])
-
-
-def test_an_expired_known_failure_fails_and_says_so(pytester: pytest.Pytester, small: Path, expected: Path) -> None:
-    expected.write_text("- {case: small::linear, verdict: fallback, reason: floats, expires: 2020-01-01}\n")
-    result = pytester.runpytest("--backend", "float-only", "-k", "linear[")
-    result.assert_outcomes(failed=2, deselected=4)
-    result.stdout.fnmatch_lines(["fallback: *; known until 2020-01-01: floats"])

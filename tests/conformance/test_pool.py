@@ -16,7 +16,7 @@ from small_specs import LINEAR, cases_of, written
 
 from conformance import pool
 from conformance.backends.qlib import vocabulary
-from conformance.case import Case, expand
+from conformance.case import expand
 from conformance.channel import LONGEST, TAIL, Channel
 from conformance.errors import EnvironmentTrouble
 from conformance.load import load
@@ -291,30 +291,25 @@ def test_what_a_case_printed_is_its_own_whatever_the_verdict(launch: Callable[..
     assert printed == ["", "", "line\nno \\xff text \\x1b[31m\\x00", ""]
 
 
-def test_a_real_worker_answers_with_the_records_of_this_process(tmp_path: Path) -> None:
+def test_a_real_worker_answers_with_the_records_of_this_process_and_says_what_it_does_not_know(tmp_path: Path) -> None:
     from conformance.backends import open_backend
     from conformance.engine import run_case
 
     cases = expand(load(written(tmp_path), vocabulary()))
     here = [run_case(case, open_backend("qlib"), "qlib").record for case in cases]
-    there = list(run_jobs([Job(case, "qlib") for case in cases], 1, 60.0))
-    assert [replace(record, seconds={}) for record in there] == [replace(record, seconds={}) for record in here]
-
-
-def test_a_real_worker_says_what_it_does_not_know(tmp_path: Path) -> None:
-    (case, *_) = expand(load(written(tmp_path), vocabulary()))
-    gone: list[Case] = [replace(case, path=str(tmp_path / "gone.qspec.yaml")), replace(case, spec_id="gone")]
     known = Acquaintances()
     assert "no backend is named 'qlibb'" in str(known.ask("qlibb"))
     seat = Seat(known)
     worker = seat.worker_of("qlib")
     try:
-        for asked in gone:
-            record = worker.ask(asked, 60.0)
+        for gone in (replace(cases[0], path=str(tmp_path / "gone.qspec.yaml")), replace(cases[0], spec_id="gone")):
+            record = worker.ask(gone, 60.0)
             assert record is not None and record.verdict is Verdict.ERROR and "gone" in record.error
-        assert seat.ask(Job(case, "qlib"), 60.0).verdict is Verdict.NATIVE
+        there = [seat.ask(Job(case, "qlib"), 60.0) for case in cases]
+        assert seat.worker is worker, "no case cost it its life"
     finally:
         seat.close()
+    assert [replace(record, seconds={}) for record in there] == [replace(record, seconds={}) for record in here]
     assert worker.channel.process.returncode == -signal.SIGKILL
 
 

@@ -15,7 +15,7 @@ from conformance.errors import EnvironmentTrouble, UsageError
 from conformance.known import Known
 from conformance.load import load
 from conformance.record import Record, Verdict
-from conformance.run import Plan, execute
+from conformance.run import Plan, execute, resume
 from conformance.store import read
 
 
@@ -157,3 +157,33 @@ def test_a_backend_that_dies_in_its_hello_costs_its_own_cases(tmp_path: Path, mo
     assert "exit status 9" in found[0].error and "no_such_package_of_test" in found[-1].error
     head = read(tmp_path / "r.jsonl").run
     assert head.declared["chatty"].versions and not head.declared["dead"].versions
+
+
+def test_cases_of_a_backend_that_could_not_be_opened_are_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer(tmp_path, monkeypatch)
+    path, plan = tmp_path / "r.jsonl", Plan(cases(tmp_path)[:2], ("uninstalled", "float-only"))
+    first = run(plan, path)
+    again = resume(plan, path, lambda backend: (), lambda record: None)
+    assert verdicts(again) == verdicts(first) and len(read(path).records) == 4, "it can still not be opened"
+    before = path.read_bytes()
+
+    (tmp_path / "no_such_package_of_test").mkdir()
+    (tmp_path / "no_such_package_of_test" / "backend.py").write_text("from odd_backends_of_test import chatty as make")
+    shown: list[Record] = []
+    found = resume(plan, path, lambda backend: (), shown.append)
+    assert verdicts(found) == {
+        (backend, case.id): verdict
+        for backend, verdict in (("uninstalled", "native"), ("float-only", "fallback"))
+        for case in plan.cases
+    }
+    assert shown == found and len(found) == 4, "what is run again is not shown twice"
+    after = read(path)
+    assert path.read_bytes().startswith(before)
+    assert in_order(after.records) == in_order(found)
+    assert after.run.versions["uninstalled"] and after.run.planned == 4
+
+    last = path.read_bytes()
+    assert in_order(resume(plan, path, lambda backend: (), lambda record: None)) == in_order(found)
+    assert path.read_bytes() == last, "nothing was left to do"

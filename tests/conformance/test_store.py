@@ -30,21 +30,39 @@ RECORD = Record(
 HEAD = Run(environment(), ("qlib",), 3, "conformance run", "2026-01-01T00:00:00+00:00")
 
 
+def records(count: int) -> tuple[Record, ...]:
+    """So many records, each of a case of its own."""
+    return tuple(replace(RECORD, subject=replace(SUBJECT, case=f"s::c{index:02}")) for index in range(count))
+
+
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "results.jsonl"
     with writing(path) as writer:
         writer.head(HEAD)
         writer.append(RECORD)
-        writer.append(replace(RECORD, verdict=Verdict.NATIVE))
+        writer.append(replace(RECORD, backend="other", verdict=Verdict.NATIVE))
     found = read(path)
     assert found.run == HEAD
-    assert found.records == (RECORD, replace(RECORD, verdict=Verdict.NATIVE))
+    assert found.records == (RECORD, replace(RECORD, backend="other", verdict=Verdict.NATIVE))
     assert found.damaged == 0
+
+
+def test_of_two_records_of_one_case_on_one_backend_and_of_two_heads_the_later_counts(tmp_path: Path) -> None:
+    path, (first, second) = tmp_path / "r.jsonl", records(2)
+    with writing(path) as writer:
+        writer.head(HEAD)
+        for record in (first, second, replace(first, backend="other")):
+            writer.append(record)
+        writer.head(replace(HEAD, command="again"))
+        writer.append(replace(first, verdict=Verdict.NATIVE))
+    found = read(path)
+    assert found.records == (replace(first, verdict=Verdict.NATIVE), replace(first, backend="other"), second)
+    assert (found.run.command, found.damaged) == ("again", 0)
 
 
 def test_a_compressed_file_is_read_as_it_was_and_is_the_same_each_time(tmp_path: Path) -> None:
     path, again = tmp_path / "deep" / "r.jsonl.xz", tmp_path / "again.jsonl.xz"
-    results = Results(HEAD, (RECORD,) * 50)
+    results = Results(HEAD, records(50))
     write_compressed(path, results)
     write_compressed(again, results)
     assert read(path) == results
@@ -54,7 +72,7 @@ def test_a_compressed_file_is_read_as_it_was_and_is_the_same_each_time(tmp_path:
 @pytest.mark.parametrize("spoilt", [lambda data: data[:-20], lambda data: b"no archive"])
 def test_a_compressed_file_that_is_damaged_says_so(tmp_path: Path, spoilt: Callable[[bytes], bytes]) -> None:
     path = tmp_path / "r.jsonl.xz"
-    write_compressed(path, Results(HEAD, (RECORD,) * 50))
+    write_compressed(path, Results(HEAD, records(50)))
     path.write_bytes(spoilt(path.read_bytes()))
     with pytest.raises(UsageError, match="can't be read"):
         read(path)
@@ -74,12 +92,12 @@ def test_a_writer_that_is_killed_leaves_whole_records(tmp_path: Path) -> None:
         f"""
         import os, signal
         from pathlib import Path
-        from tests.conformance.test_store import HEAD, RECORD
+        from tests.conformance.test_store import HEAD, records
         from conformance.store import writing
         with writing(Path({str(path)!r})) as writer:
             writer.head(HEAD)
-            for _ in range(5):
-                writer.append(RECORD)
+            for record in records(5):
+                writer.append(record)
             os.kill(os.getpid(), signal.SIGKILL)
         """
     )
@@ -87,7 +105,7 @@ def test_a_writer_that_is_killed_leaves_whole_records(tmp_path: Path) -> None:
     environ = {**os.environ, "PYTHONPATH": str(root)}
     done = subprocess.run([sys.executable, "-c", script], cwd=root, env=environ, check=False)
     assert done.returncode == -signal.SIGKILL
-    assert read(path).records == (RECORD,) * 5
+    assert read(path).records == records(5)
 
 
 def test_a_line_that_was_cut_off_is_counted_and_passed_over(tmp_path: Path) -> None:

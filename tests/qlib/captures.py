@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
 from qlib.frontends.capture import capture
+from qlib.graph import op_name
 
 BOTH = ("export", "trace")
 ALL = pytest.mark.parametrize("method", BOTH)
@@ -142,3 +143,18 @@ def ops(model: fx.GraphModule) -> list[str]:
 
 def image(*shape: int) -> tuple[Tensor, ...]:
     return (torch.randn(*shape, generator=torch.Generator().manual_seed(3)),)
+
+
+LINEAR = (torch.randn(3, 5, generator=torch.Generator().manual_seed(2)),)
+
+
+def linears() -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)).eval()
+
+
+def exported(module: nn.Module, inputs: tuple[Tensor, ...], **options: Any) -> fx.GraphModule:
+    return torch.export.export(module, inputs, **options).module()  # type: ignore[return-value]
+
+
+def names(model: fx.GraphModule) -> list[str]:
+    return [op_name(node).partition("::")[2] for node in model.graph.nodes if "::" in op_name(node)]

@@ -1,4 +1,4 @@
-"""Quantizers for tests: annotations written by the names of nodes."""
+"""Quantizers for tests, whose annotations are written by the names of nodes, and small graphs for them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from graphs import Draft, aten
 from torch import fx
 
+from qlib.pt2e import prepare_pt2e
 from qlib.quantizer import QuantizationAnnotation, QuantizationSpec
 
 INT8 = QuantizationSpec(torch.int8)
@@ -17,6 +19,7 @@ WEIGHT = QuantizationSpec(torch.int8, "min_max", -127, 127, torch.per_channel_sy
 AT_RUN_TIME = QuantizationSpec(torch.uint8, is_dynamic=True)
 
 Nodes = Mapping[str, fx.Node]
+Note = QuantizationAnnotation
 
 
 @dataclass(frozen=True)
@@ -57,3 +60,30 @@ class ByOperator:
 
     def validate(self, model: fx.GraphModule) -> None:
         pass
+
+
+def chain() -> fx.GraphModule:
+    """x → relu → neg → output."""
+    draft = Draft()
+    return draft.done(draft.call(aten.neg.default, draft.relu(draft.input(2, 3))))
+
+
+def fork() -> fx.GraphModule:
+    """x → relu → (neg, abs)."""
+    draft = Draft()
+    x = draft.relu(draft.input(2, 3))
+    return draft.done(draft.call(aten.neg.default, x), draft.call(aten.abs.default, x))
+
+
+def layer(bias: str | None = "bias", relu: bool = True) -> fx.GraphModule:
+    draft = Draft()
+    y = draft.linear(draft.input(2, 3), 4, bias=bias)
+    return draft.done(draft.relu(y) if relu else y)
+
+
+def prepared(model: fx.GraphModule, notes: Any) -> fx.GraphModule:
+    return prepare_pt2e(model, ByName(notes))
+
+
+def operators(model: fx.GraphModule) -> set[str]:
+    return {str(node.meta["operator"]) for node in model.graph.nodes if "operator" in node.meta}

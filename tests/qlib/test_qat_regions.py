@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 from graphs import Block, Draft, aten
-from test_qat import drawn, seeded
 from ties import disagreements
 from torch import Tensor, fx, nn
+from training import drawn, seeded
 
 import qlib
 from qlib.frontends.capture import capture

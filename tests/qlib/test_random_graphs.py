@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from choices import Choice
 from graphs import Draft, QConfigs, aten, example, forms
-from growth import Choice, grow, qconfig_for
+from growth import grow, qconfig_for
 from hypothesis import example as also
 from hypothesis import given, reject
 from hypothesis import strategies as st
