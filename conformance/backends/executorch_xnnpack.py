@@ -6,7 +6,6 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from conformance.backend import About, Backend, Program, Quantized, Stage, Task
@@ -14,6 +13,7 @@ from conformance.backends.executorch_names import sequence
 from conformance.backends.executorch_program import Lowered, executed, recorded, sources, steps
 from conformance.backends.qlib import float_operators, mapping_of
 from conformance.backends.torch_spared import spared
+from conformance.environment import installed
 from conformance.errors import Inexpressible, Unsupported, UsageError
 
 PACKAGES = ("executorch", "torchao", "torch")
@@ -49,19 +49,14 @@ class ExecuTorch:
 
     def about(self) -> About:
         """Versions, and what its quantizer can do."""
-        versions, missing = {}, []
-        for package in PACKAGES:
-            try:
-                versions[package] = version(package)
-            except PackageNotFoundError:
-                missing.append(package)
+        versions, missing = installed(PACKAGES)
         return About(
             name="executorch-xnnpack",
             versions=versions,
             modes=frozenset({"static", "dynamic"}),
             captures=frozenset({"export"}),
             lacks=LACKS,
-            missing=tuple(missing),
+            missing=missing,
         )
 
     def quantize(self, task: Task, stage: Stage) -> Quantized:

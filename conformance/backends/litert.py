@@ -7,7 +7,6 @@ import io
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType
 from typing import Any
 
@@ -16,6 +15,7 @@ from conformance.backends import litert_names
 from conformance.backends.litert_model import CHANGED_INPUTS, NO_LOWERING, float_model, nodes_of
 from conformance.backends.qlib import float_operators, mapping_of
 from conformance.backends.torch_spared import spared
+from conformance.environment import installed
 from conformance.errors import Inexpressible, Unsupported, UsageError
 
 PACKAGES = ("litert-torch", "ai-edge-litert", "ai-edge-quantizer", "torch")
@@ -53,19 +53,14 @@ class LiteRT:
 
     def about(self) -> About:
         """Versions, and what its converter and quantizer can do."""
-        versions, missing = {}, []
-        for package in PACKAGES:
-            try:
-                versions[package] = version(package)
-            except PackageNotFoundError:
-                missing.append(package)
+        versions, missing = installed(PACKAGES)
         return About(
             name="litert",
             versions=versions,
             modes=frozenset({"static", "dynamic"}),
             captures=frozenset({"export"}),
             lacks=LACKS,
-            missing=tuple(missing),
+            missing=missing,
         )
 
     def quantize(self, task: Task, stage: Stage) -> Quantized:

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from conformance.backend import About, Backend, Program, Quantized, Stage, Task
@@ -15,6 +14,7 @@ from conformance.backends import torch_qconfigs, torchao_names
 from conformance.backends.qlib import mapping_of
 from conformance.backends.torch_qconfigs import PLAIN_TENSORS, Words, arguments, constructor, in_mode
 from conformance.backends.torch_spared import spared
+from conformance.environment import installed
 from conformance.errors import UsageError
 
 if TYPE_CHECKING:
@@ -58,13 +58,8 @@ class TorchAo:
 
     def about(self) -> About:
         """Versions, and what the flow has."""
-        versions, missing = {}, []
-        for package in PACKAGES:
-            try:
-                versions[package] = version(package)
-            except PackageNotFoundError:
-                missing.append(package)
-        return About(self.name, versions, MODES, frozenset({"export"}), LACKS, missing=tuple(missing))
+        versions, missing = installed(PACKAGES)
+        return About(self.name, versions, MODES, frozenset({"export"}), LACKS, missing=missing)
 
     def quantize(self, task: Task, stage: Stage) -> Quantized:
         """Export, prepare, calibrate, convert; then lower or compile."""
