@@ -16,7 +16,7 @@ from conformance.backends.litert_model import CHANGED_INPUTS, NO_LOWERING, float
 from conformance.backends.qlib import float_operators, mapping_of
 from conformance.backends.torch_spared import spared
 from conformance.environment import installed
-from conformance.errors import Inexpressible, Unsupported, UsageError
+from conformance.errors import Inexpressible, Unsupported
 
 PACKAGES = ("litert-torch", "ai-edge-litert", "ai-edge-quantizer", "torch")
 # Which kernels run: those of the delegate that is on by default where it has one, the optimized ones, the plain ones.
@@ -40,9 +40,7 @@ LACKS = frozenset(
 
 def backend(target: str) -> Backend:
     """LiteRT on the CPU; targets: kernels of `xnnpack` (the default), `builtin` ones and `reference` ones."""
-    if target not in ("", *TARGETS):
-        raise UsageError(f"backend litert has no target {target!r}; expected one of {', '.join(TARGETS)}")
-    return LiteRT(target or "xnnpack")
+    return LiteRT(target)
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from conformance.backend import About
-from conformance.backends import ENGINES
 from conformance.environment import installed
-from conformance.errors import UsageError
-
-
-def engine_of(target: str, backend: str) -> str:
-    """The engine that a target names, `x86` where it names none; raises UsageError for one that does not exist."""
-    if target not in ("", *ENGINES):
-        raise UsageError(f"backend {backend} has no target {target!r}; expected one of {', '.join(ENGINES)}")
-    return target or "x86"
 
 
 def about(name: str, engine: str, modes: frozenset[str], captures: frozenset[str], lacks: frozenset[str]) -> About:
