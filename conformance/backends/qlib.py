@@ -246,6 +246,13 @@ def node_name(operator: object) -> str:
     return full
 
 
+def train_towards(student: nn.Module, teacher: Callable[..., object], batches: Sequence[tuple[Tensor, ...]]) -> None:
+    """Train a prepared model to give what `teacher` gives, by the few steps that mode `qat` means."""
+    from qlib import quantize
+
+    quantize.train_towards(student, teacher, batches)
+
+
 def debug_of(task: Task, stage: Stage, name: str = "given") -> tuple[Any, Quantized]:
     """The debug form that the library makes of a task as an `onnx.ModelProto`, and all forms as the suite takes them.
 
