@@ -8,13 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from conformance.backend import About, Backend, Program, Quantized, Stage, Task
+from conformance.backend import About, Backend, Program, Quantized, Stage, Task, demand_one_size
 from conformance.backends.executorch_names import sequence
 from conformance.backends.executorch_program import Lowered, executed, recorded, sources, steps
 from conformance.backends.qlib import float_operators, mapping_of
 from conformance.backends.torch_spared import spared
 from conformance.environment import installed
-from conformance.errors import Inexpressible, Unsupported
+from conformance.errors import Unsupported
 
 PACKAGES = ("executorch", "torchao", "torch")
 # As the quantizer has it: a scale is never less.
@@ -176,9 +176,7 @@ def _converted(task: Task, asked: Scheme) -> Any:
     import torch
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    shapes = [[tuple(x.shape) for x in batch] for batch in (task.inputs, *task.calibration)]
-    if any(shape != shapes[0] for shape in shapes):
-        raise Inexpressible("the program that it makes is for one size of batch")
+    demand_one_size(task, "the program that it makes is")
     prepared = prepare_pt2e(torch.export.export(task.module, task.inputs, strict=False).module(), _quantizer(asked))
     with torch.no_grad():
         for batch in task.calibration:

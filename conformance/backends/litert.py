@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from conformance.backend import About, Backend, Program, Quantized, Stage, Task
+from conformance.backend import About, Backend, Program, Quantized, Stage, Task, demand_one_size
 from conformance.backends import litert_names
 from conformance.backends.litert_model import CHANGED_INPUTS, NO_LOWERING, float_model, nodes_of
 from conformance.backends.qlib import float_operators, mapping_of
 from conformance.backends.torch_spared import spared
 from conformance.environment import installed
-from conformance.errors import Inexpressible, Unsupported
+from conformance.errors import Unsupported
 
 PACKAGES = ("litert-torch", "ai-edge-litert", "ai-edge-quantizer", "torch")
 # Which kernels run: those of the delegate that is on by default where it has one, the optimized ones, the plain ones.
@@ -207,9 +207,7 @@ def _seen(source: bytes, asked: Recipe, task: Task, manager: Any) -> dict[str, A
 
 def batches(source: bytes, task: Task) -> list[dict[str, Any]]:
     """Calibration data as the quantizer wants it: arrays by the names of the model's inputs."""
-    shapes = [[tuple(x.shape) for x in batch] for batch in (task.inputs, *task.calibration)]
-    if any(shape != shapes[0] for shape in shapes):
-        raise Inexpressible("the model that it gets is written for one size of batch")
+    demand_one_size(task)
     runner = _interpreter(source, "builtin").get_signature_runner(SIGNATURE)
     return [_given(runner, batch) for batch in task.calibration]
 

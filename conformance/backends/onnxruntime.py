@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from conformance.backend import About, Backend, Program, Quantized, Stage, Task
+from conformance.backend import About, Backend, Program, Quantized, Stage, Task, demand_one_size
 from conformance.backends import onnx_names
 from conformance.backends.given import given_graph
 from conformance.backends.one_qconfig import LACKS as LACKS_OF_ONE
@@ -18,7 +18,6 @@ from conformance.backends.one_qconfig import lacking, one_qconfig
 from conformance.backends.onnx_source import feeds, text
 from conformance.backends.qlib import float_model, operators_of
 from conformance.environment import installed
-from conformance.errors import Inexpressible
 from conformance.vocabulary import Mode
 
 PACKAGES = ("onnxruntime", "onnx", "torch")
@@ -104,9 +103,7 @@ class Batches:
     """Calibration data as ONNX Runtime wants it: a dictionary of arrays at a time, None at the end."""
 
     def __init__(self, source: Any, task: Task) -> None:
-        shapes = [[tuple(x.shape) for x in batch] for batch in (task.inputs, *task.calibration)]
-        if any(shape != shapes[0] for shape in shapes):
-            raise Inexpressible("the model that it gets is written for one size of batch")
+        demand_one_size(task)
         self._left = iter([feeds(source, batch) for batch in task.calibration])
 
     def get_next(self) -> dict[str, Any] | None:
