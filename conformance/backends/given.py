@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from conformance.backend import Explanation, Program, Quantized, Stage, Task
 from conformance.backends import qlib as bundled
+from conformance.backends.onnx_source import source_of
 from conformance.compare import FLOAT32_ERROR, Rounding
 
 if TYPE_CHECKING:
@@ -141,33 +142,23 @@ class _Graph:
     """Looks up who makes and who takes the values of an ONNX graph."""
 
     def __init__(self, model: Any) -> None:
-        self.made = {output: node for node in model.graph.node for output in node.output}
+        self.source = source_of(model)
         self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
-        self.readers: dict[str, list[Any]] = {}
-        for node in model.graph.node:
-            for name in node.input:
-                self.readers.setdefault(name, []).append(node)
 
     def entry(self, name: str) -> Grid | None:
         """The grid that all who take an input quantize it to."""
-        takers = self.readers.get(name, [])
+        takers = self.source.readers.get(name, ())
         grids = {self._grid(node) if node.op_type == "QuantizeLinear" else None for node in takers}
         return grids.pop() if len(grids) == 1 else None
 
     def exit(self, name: str) -> Exit:
         """The operator behind an output, with the grid that it was quantized to."""
-        node = self._behind(name)
+        node = self.source.maker(name)
         if node is not None and node.op_type == "DequantizeLinear":
-            source = self._behind(node.input[0])
+            source = self.source.maker(node.input[0])
             if source is not None and source.op_type == "QuantizeLinear" and (grid := self._grid(source)) is not None:
                 return Exit(_node_name(source), grid)
         return Exit("" if node is None else _node_name(node), None)
-
-    def _behind(self, name: str) -> Any:
-        node = self.made.get(name)
-        while node is not None and node.op_type == "Identity":
-            node = self.made.get(node.input[0])
-        return node
 
     def _grid(self, node: Any) -> Grid | None:
         import numpy as np

@@ -39,6 +39,10 @@ class Source:
             name = str(self.made[name].input[0])
         return name
 
+    def maker(self, name: str) -> Any:
+        """The node that makes the value that a name is another name for; None for an input or a constant."""
+        return self.made.get(self.same(name))
+
     def _makes_a_value(self, node: Any) -> bool:
         return node.op_type != "Identity" and is_the_modules(node)
 

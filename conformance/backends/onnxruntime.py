@@ -15,7 +15,7 @@ from conformance.backends import onnx_names
 from conformance.backends.given import given_graph
 from conformance.backends.one_qconfig import LACKS as LACKS_OF_ONE
 from conformance.backends.one_qconfig import lacking, one_qconfig
-from conformance.backends.onnx_source import feeds, text
+from conformance.backends.onnx_source import feeds, source_of, text
 from conformance.backends.qlib import float_model, operators_of
 from conformance.environment import installed
 from conformance.vocabulary import Mode
@@ -171,13 +171,11 @@ def steps(model: Any) -> tuple[float | None, ...]:
     """The step of each output that is a dequantized tensor with one scale."""
     from onnx import numpy_helper
 
-    made = {output: node for node in model.graph.node for output in node.output}
+    source = source_of(model)
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
 
     def step(name: str) -> float | None:
-        node = made.get(name)
-        while node is not None and node.op_type == "Identity":
-            node = made.get(node.input[0])
+        node = source.maker(name)
         if node is None or node.op_type != "DequantizeLinear" or node.input[1] not in constants:
             return None
         scale = numpy_helper.to_array(constants[node.input[1]])
