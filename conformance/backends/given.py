@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from conformance.backend import Explanation, Program, Quantized, Stage, Task
 from conformance.backends import qlib as bundled
 from conformance.backends.onnx_source import source_of
-from conformance.compare import FLOAT32_ERROR, Rounding
+from conformance.compare import Rounding, tie_bound
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -121,9 +121,8 @@ class Given:
 def _on_boundary(rounding: Rounding) -> Any:
     v = rounding.real
     assert rounding.zero_point is not None
-    bound = FLOAT32_ERROR * (rounding.magnitude + abs(rounding.zero_point) + 1.0)
     inside = (v + rounding.zero_point >= rounding.qmin - 1) & (v + rounding.zero_point <= rounding.qmax + 1)
-    return ((v - v.floor() - 0.5).abs() <= bound) & inside
+    return ((v - v.floor() - 0.5).abs() <= tie_bound(rounding)) & inside
 
 
 def given_graph(task: Task, stage: Stage) -> Given:
