@@ -69,6 +69,11 @@ class Rule:
     ties: int
 
     @property
+    def tells(self) -> bool:
+        """Whether it says anything of a backend: there were ties to go by, or no rule explains the integers."""
+        return bool(self.ties) or not self.names
+
+    @property
     def name(self) -> str:
         """The rule, or the few that fit; "undecided" where all do, "none of them" where none does."""
         return named(self.names, RULES)
