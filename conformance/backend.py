@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from conformance.errors import Inexpressible
 from conformance.record import Declared
 
 if TYPE_CHECKING:
@@ -90,6 +91,13 @@ class Task:
     capture: str
     qconfig: QConfigModel | None = None
     qparams: Mapping[str, TensorQParams | None] = field(default_factory=dict)
+
+
+def demand_one_size(task: Task, made: str = "the model that it gets is written") -> None:
+    """Raise Inexpressible for calibration data of other shapes than the example's, where `made` is for these alone."""
+    shapes = {tuple(tuple(x.shape) for x in batch) for batch in (task.inputs, *task.calibration)}
+    if len(shapes) > 1:
+        raise Inexpressible(f"{made} for one size of batch")
 
 
 @dataclass(frozen=True)

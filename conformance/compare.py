@@ -62,13 +62,21 @@ def stored(integers: Tensor, rounding: Rounding) -> Tensor:
     return integers.clamp(rounding.qmin, rounding.qmax).where(~integers.isnan(), rounding.qmin)
 
 
+def tie_bound(rounding: Rounding) -> Tensor:
+    """How far from a boundary, in steps, a number may lie whose float32 evaluation falls on its other side.
+
+    ``8 * 2**-24 * (magnitude + |zero_point| + 1)``, for a tensor that is stored as integers.
+    """
+    assert rounding.zero_point is not None
+    return FLOAT32_ERROR * (rounding.magnitude + abs(rounding.zero_point) + 1.0)
+
+
 def classify(rounding: Rounding) -> Tally:
     """Tell apart the roundings of one tensor.
 
     With v the exact number in steps: *exact* is ``clamp(round_half_even(v) + zero_point)``; a neighbour of it is a
-    *tie* where v lies within the float32 error bound ``8 * 2**-24 * (magnitude + |zero_point| + 1)`` of the boundary
-    between the two. Everything else is *wrong*. Tensors that stay in float are exact within the same bound, and else
-    wrong. A wrong shape is wrong everywhere.
+    *tie* where v lies within `tie_bound` of the boundary between the two. Everything else is *wrong*. Tensors that stay
+    in float are exact within ``8 * 2**-24 * magnitude``, and else wrong. A wrong shape is wrong everywhere.
     """
     place = f"{rounding.name} ({rounding.operator})"
     if rounding.given.shape != rounding.real.shape:
@@ -83,8 +91,7 @@ def classify(rounding: Rounding) -> Tally:
     exact = difference == 0
     # The boundary between the expected integer and its neighbour lies half a step from the expected one.
     boundary = torch.minimum(expected, given) - rounding.zero_point + 0.5
-    bound = FLOAT32_ERROR * (rounding.magnitude + abs(rounding.zero_point) + 1.0)
-    tie = (difference == 1) & ((rounding.real - boundary).abs() <= bound)
+    tie = (difference == 1) & ((rounding.real - boundary).abs() <= tie_bound(rounding))
     wrong = ~(exact | tie)
     worst = float(torch.where(wrong, difference, 0.0).nan_to_num(math.inf).amax()) if difference.numel() else 0.0
     return Tally(int(exact.sum()), int(tie.sum()), int(wrong.sum()), worst, place if worst else "")

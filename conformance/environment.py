@@ -42,15 +42,8 @@ def environment() -> Environment:
         platform=platform.platform(terse=True),
         cpu=_processor(),
         isa=_instruction_set(),
-        packages={name: version for name in SHOWN if (version := _version(name)) is not None},
+        packages=installed(SHOWN)[0],
     )
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _cpuinfo(key: str) -> str:

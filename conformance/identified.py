@@ -16,6 +16,11 @@ def named(fitting: Sequence[str], known: Collection[str]) -> str:
     return _OR.join(fitting) or NONE_OF_THEM
 
 
+def answers(shown: str) -> tuple[str, ...]:
+    """The answers that `named` has put together."""
+    return tuple(shown.split(_OR))
+
+
 def contradicts(shown: str, said: str) -> bool:
     """Whether what was told, as `named` puts it, excludes what a backend says of itself."""
-    return shown != UNDECIDED and said not in shown.split(_OR)
+    return shown != UNDECIDED and said not in answers(shown)

@@ -24,7 +24,7 @@ def properties_of(evidence: Evidence) -> dict[str, str]:
     See `conformance.rounding` for what "rounding" may be, `conformance.scheme` for "activation_scheme".
     """
     rule, scheme = evidence.rule, evidence.scheme
-    rounding = {"rounding": rule.name} if rule is not None and (rule.ties or not rule.names) else {}
+    rounding = {"rounding": rule.name} if rule is not None and rule.tells else {}
     return rounding | ({} if scheme is None else {"activation_scheme": scheme.name})
 
 

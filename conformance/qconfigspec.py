@@ -139,6 +139,11 @@ class QConfigModel(BaseModel):
         default_factory=FrozenMap, description="By layer type, such as nn.Linear."
     )
 
+    @property
+    def is_modes_own(self) -> bool:
+        """Whether it says no more than that every module has the mode's own."""
+        return self.default == MODE_DEFAULT and not self.modules and not self.types
+
     @model_validator(mode="before")
     @classmethod
     def _long_form(cls, written: Any) -> Any:

@@ -27,7 +27,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from conformance.compare import FLOAT32_ERROR, Rounding, stored
+from conformance.compare import Rounding, stored, tie_bound
 from conformance.identified import named
 
 # Bits of a float32's fraction.
@@ -67,6 +67,11 @@ class Rule:
 
     names: tuple[str, ...]
     ties: int
+
+    @property
+    def tells(self) -> bool:
+        """Whether it says anything of a backend: there were ties to go by, or no rule explains the integers."""
+        return bool(self.ties) or not self.names
 
     @property
     def name(self) -> str:
@@ -110,8 +115,8 @@ def _explains(rule: Callable[[Tensor, int], Tensor], rounding: Rounding) -> bool
     given, v = rounding.given.to(torch.float64), rounding.real
     expected = stored(rule(v, rounding.zero_point), rounding)
     boundary = torch.minimum(expected, given) - rounding.zero_point + 0.5
-    bound = FLOAT32_ERROR * (rounding.magnitude + abs(rounding.zero_point) + 1.0)
-    either = ((given - expected).abs() == 1) & ((v - boundary).abs() <= bound) & ~_kept_ties(rounding)
+    near = (v - boundary).abs() <= tie_bound(rounding)
+    either = ((given - expected).abs() == 1) & near & ~_kept_ties(rounding)
     return bool(((given == expected) | either).all())
 
 

@@ -64,8 +64,8 @@ def calibrate(prepared: fx.GraphModule, batches: Iterable[Inputs]) -> None:
             interpret.run(prepared, batch)
 
 
-# Steps of `distill`, how far each goes, and the share of its norm by which a parameter moves in one at most: enough to
-# move every parameter, too little to leave the float model behind, however large its outputs are.
+# Steps of `train_towards`, how far each goes, and the share of its norm by which a parameter moves in one at most:
+# enough to move every parameter, too little to leave the float model behind, however large its outputs are.
 STEPS = 4
 RATE = 1e-3
 SHARE = 1e-3
@@ -74,25 +74,33 @@ SHARE = 1e-3
 def distill(captured: fx.GraphModule, prepared: fx.GraphModule, batches: Sequence[Inputs]) -> None:
     """Train a graph from `prepare_qat` to give what the float graph gives, and leave it in evaluation mode.
 
-    The float graph is run in evaluation mode, whatever it was captured in, and stays as it is. Makes `STEPS` steps of
-    stochastic gradient descent on the mean squared difference of the outputs, going round `batches`, with batch norms
-    by their running statistics, as befits a model that was trained already. A step is shortened for parameters whose
-    norm it would change by more than `SHARE` (You et al. 2017, section 4).
+    The float graph is run in evaluation mode, whatever it was captured in, and stays as it is. Batch norms go by their
+    running statistics, as befits a model that was trained already. See `train_towards` for the steps.
     """
-    parameters = [parameter for parameter in prepared.parameters() if parameter.requires_grad]
     teacher = move_exported_model_to_eval(copy_of(captured))  # so that its statistics stay as they are
     prepared.train()
     prepared.apply(freeze_bn_stats)
+    train_towards(prepared, lambda *inputs: interpret.run(teacher, inputs), batches)
+    prepared.apply(update_bn_stats)
+    prepared.eval()
+
+
+def train_towards(student: nn.Module, teacher: Callable[..., object], batches: Sequence[Inputs]) -> None:
+    """Train a model, in the mode that it is in, to give what `teacher` gives.
+
+    Makes `STEPS` steps of stochastic gradient descent on the mean squared difference of the outputs, going round
+    `batches`. A step is shortened for parameters whose norm it would change by more than `SHARE` (You et al. 2017,
+    section 4).
+    """
+    parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
     for step in range(STEPS):
         batch = batches[step % len(batches)]
         with torch.no_grad():
-            wanted = interpret.run(teacher, [x.clone() for x in batch])
+            wanted = teacher(*(x.clone() for x in batch))
         with torch.enable_grad():
-            loss = _difference(prepared(*(x.clone() for x in batch)), wanted)
+            loss = _difference(student(*(x.clone() for x in batch)), wanted)
         if loss.requires_grad:
             _descend(loss, parameters)
-    prepared.apply(update_bn_stats)
-    prepared.eval()
 
 
 def _descend(loss: Tensor, parameters: Sequence[Tensor]) -> None:

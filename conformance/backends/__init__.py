@@ -41,10 +41,13 @@ class Process(StrEnum):
 
 @dataclass(frozen=True)
 class Entry:
-    """One row of the table of backends: the factory as "module:function", and the targets it takes, default first."""
+    """One row of the table of backends: the factory as "module:function", and the targets it takes, default first.
+
+    `targets` are None where the factory alone knows what it takes.
+    """
 
     factory: str
-    targets: tuple[str, ...] = ()
+    targets: tuple[str, ...] | None = ()
     tier: Tier = Tier.USUAL
     process: Process = Process.OWN
 
@@ -75,7 +78,7 @@ BUILTIN: Mapping[str, Entry] = MappingProxyType(
         "torchao-inductor": Entry("conformance.backends.torchao_pt2e:inductor", tier=Tier.SLOW),
         "executorch-xnnpack": Entry("conformance.backends.executorch_xnnpack:backend"),
         "litert": Entry("conformance.backends.litert:backend", ("xnnpack", "builtin", "reference")),
-        "exec": Entry("conformance.backends.external:backend", tier=Tier.NAMED),
+        "exec": Entry("conformance.backends.external:backend", None, tier=Tier.NAMED),
         "always-wrong": _lies("always_wrong"),
         "off-by-one": _lies("off_by_one"),
         "float-only": _lies("float_only"),
@@ -105,7 +108,7 @@ def process_of(name: str) -> Process:
 
 def offered() -> dict[str, Entry]:
     """Every backend that can be asked for; imports none, so that the targets of other distributions' are not known."""
-    offered = {point.name: Entry(point.value) for point in entry_points(group=GROUP)}
+    offered = {point.name: Entry(point.value, targets=None) for point in entry_points(group=GROUP)}
     return {**offered, **BUILTIN}
 
 
@@ -136,7 +139,7 @@ def _usual() -> list[str]:
     found = []
     for name, entry in offered().items():
         try:
-            targets = entry_of(name).targets
+            targets = entry_of(name).targets or ()
         except EnvironmentTrouble:  # its cases say so, one by one
             targets = ()
         if entry.tier is Tier.USUAL:
@@ -147,10 +150,22 @@ def _usual() -> list[str]:
 def open_backend(name: str) -> Backend:
     """Make the backend called `name`, or `name:target`.
 
-    Raises UsageError for a name that does not exist, EnvironmentTrouble where its package can't be imported.
+    Raises UsageError for a name or target that does not exist, EnvironmentTrouble where its package can't be imported.
     """
     stem, _, target = name.partition(":")
-    return cast(Backend, _factory(stem, _known(stem))(target))
+    entry = _known(stem)
+    return cast(Backend, _factory(stem, entry)(_target(stem, target, entry.targets)))
+
+
+def _target(stem: str, target: str, targets: tuple[str, ...] | None) -> str:
+    """The target that is meant: the first where none is named."""
+    if targets is None or target in targets:
+        return target
+    if not target:
+        return next(iter(targets), "")
+    if not targets:
+        raise UsageError(f"backend {stem} has no targets, found {target!r}: leave out the colon")
+    raise UsageError(f"backend {stem} has no target {target!r}; expected one of {', '.join(targets)}")
 
 
 def _known(stem: str) -> Entry:

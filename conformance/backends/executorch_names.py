@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from conformance.backends.qlib import vocabulary
+
 REAL = "fp32"
 STORED = frozenset({"qint8", "quint8", "qcint8", "qcint4", "qbint4"})
 AT_RUN_TIME = "qdint8"
@@ -98,9 +100,10 @@ def _names(
     precision = _precision(parts)
     if precision == "float":
         return tuple(f"aten::{part}" for part in (name, *activations))
-    short = name + ("_scalar" if name in WITH_SCALAR and source.scalar else "")
-    fused = activations == ["relu"] and name in WITH_RELU
-    first = f"quantized::{short}{'_relu' if fused else ''}{_suffix(precision, name)}"
+    known = vocabulary().operators
+    scalar = source.scalar and f"quantized::{name}_scalar" in known
+    fused = activations == ["relu"] and f"quantized::{name}_relu" in known
+    first = f"quantized::{name}{'_scalar' if scalar else ''}{'_relu' if fused else ''}{_suffix(precision, name)}"
     return (first, *(() if fused else (f"quantized::{activation}" for activation in activations)))
 
 
@@ -145,11 +148,6 @@ BORDERS = frozenset(
 MOVES = frozenset(
     {"XNNStaticTranspose", "XNNStaticReshape", "XNNCopy", "_to_dim_order", "_clone_dim_order", "_to_dim_order_copy"}
     | {f"XNNConcatenate{n}" for n in (2, 3, 4, 5)}
-)
-WITH_SCALAR = frozenset({"add", "sub", "rsub", "mul", "div"})
-WITH_RELU = frozenset(
-    {"linear", "add", "sub", "mul", "div", "batch_norm"}
-    | {f"conv{transposed}{d}d" for d in (1, 2, 3) for transposed in ("", "_transpose")}
 )
 BOUNDS = frozenset({"relu", "relu6", "hardtanh", "clamp"})
 _SHAPES = ("reshape", "view", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "contiguous")

@@ -6,15 +6,16 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from conformance.backend import About, Backend, Program, Quantized, Stage, Task
+from conformance.backend import About, Backend, Program, Quantized, Stage, Task, demand_one_size
 from conformance.backends.executorch_names import sequence
 from conformance.backends.executorch_program import Lowered, executed, recorded, sources, steps
+from conformance.backends.one_qconfig import unknown
 from conformance.backends.qlib import float_operators, mapping_of
 from conformance.backends.torch_spared import spared
-from conformance.errors import Inexpressible, Unsupported, UsageError
+from conformance.environment import installed
+from conformance.errors import Unsupported
 
 PACKAGES = ("executorch", "torchao", "torch")
 # As the quantizer has it: a scale is never less.
@@ -38,8 +39,6 @@ LACKS = frozenset(
 
 def backend(target: str) -> Backend:
     """ExecuTorch with XNNPACK on the CPU."""
-    if target:
-        raise UsageError(f"backend executorch-xnnpack has no targets, found {target!r}")
     return ExecuTorch()
 
 
@@ -49,19 +48,14 @@ class ExecuTorch:
 
     def about(self) -> About:
         """Versions, and what its quantizer can do."""
-        versions, missing = {}, []
-        for package in PACKAGES:
-            try:
-                versions[package] = version(package)
-            except PackageNotFoundError:
-                missing.append(package)
+        versions, missing = installed(PACKAGES)
         return About(
             name="executorch-xnnpack",
             versions=versions,
             modes=frozenset({"static", "dynamic"}),
             captures=frozenset({"export"}),
             lacks=LACKS,
-            missing=tuple(missing),
+            missing=missing,
         )
 
     def quantize(self, task: Task, stage: Stage) -> Quantized:
@@ -109,29 +103,29 @@ def scheme(task: Task) -> Scheme:
     Unsigned integers with a zero point are the signed ones with one that is 128 less: the same numbers.
     """
     qconfig = task.qconfig
-    if qconfig is None or (qconfig.default == "default" and not qconfig.modules and not qconfig.types):
+    if qconfig is None or qconfig.is_modes_own:
         return Scheme(task.mode == "dynamic")
     if qconfig.modules or qconfig.types:
-        raise _lacking("QConfigs by module")
+        raise unknown("QConfigs by module")
     rule = mapping_of(qconfig).default
     if rule is None or rule.activation is None or rule.weight is None:
-        raise _lacking("activations in float")
+        raise unknown("activations in float")
     if rule.output not in (None, rule.activation):
-        raise _lacking("results of a type of their own")
+        raise unknown("results of a type of their own")
     per_channel = _weight(rule.weight)
     activation = rule.activation
     if activation.dtype not in ("uint8", "int8"):
-        raise _lacking(f"{activation.dtype} activations")
+        raise unknown(f"{activation.dtype} activations")
     if activation.range not in ((0, 255), (-128, 127), (-127, 127)):
-        raise _lacking("narrow ranges")
+        raise unknown("narrow ranges")
     if task.mode == "dynamic" or activation.observer == "runtime":
         if activation.symmetric:
-            raise _lacking("symmetric activations at run time")
+            raise unknown("symmetric activations at run time")
         if activation.group_size is None and qconfig.default != "per_tensor":
-            raise _lacking("one range of the whole tensor at run time")
+            raise unknown("one range of the whole tensor at run time")
         return Scheme(True, per_channel)
     if activation.observer not in OBSERVERS:
-        raise _lacking(f"the observer {activation.observer}")
+        raise unknown(f"the observer {activation.observer}")
     return Scheme(
         False, per_channel, activation.symmetric, activation.observer, -127 if -127 in activation.range else -128
     )
@@ -140,18 +134,14 @@ def scheme(task: Task) -> Scheme:
 def _weight(spec: Any) -> bool:
     """Whether each channel of weights has a scale of its own."""
     if spec.group_size is not None:
-        raise _lacking("groups")
+        raise unknown("groups")
     if spec.dtype != "int8":
-        raise _lacking(f"{spec.dtype} weights")
+        raise unknown(f"{spec.dtype} weights")
     if not spec.symmetric:
-        raise _lacking("weights with a zero point")
+        raise unknown("weights with a zero point")
     if spec.range not in ((-128, 127), (-127, 127)):
-        raise _lacking("narrow ranges")
+        raise unknown("narrow ranges")
     return spec.axis is not None
-
-
-def _lacking(feature: str) -> Unsupported:
-    return Unsupported(f"its quantizer knows no {feature}", feature)
 
 
 def _quantizer(asked: Scheme) -> Any:
@@ -183,9 +173,7 @@ def _converted(task: Task, asked: Scheme) -> Any:
     import torch
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    shapes = [[tuple(x.shape) for x in batch] for batch in (task.inputs, *task.calibration)]
-    if any(shape != shapes[0] for shape in shapes):
-        raise Inexpressible("the program that it makes is for one size of batch")
+    demand_one_size(task, "the program that it makes is")
     prepared = prepare_pt2e(torch.export.export(task.module, task.inputs, strict=False).module(), _quantizer(asked))
     with torch.no_grad():
         for batch in task.calibration:

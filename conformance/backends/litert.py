@@ -7,16 +7,16 @@ import io
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType
 from typing import Any
 
-from conformance.backend import About, Backend, Program, Quantized, Stage, Task
+from conformance.backend import About, Backend, Program, Quantized, Stage, Task, demand_one_size
 from conformance.backends import litert_names
 from conformance.backends.litert_model import CHANGED_INPUTS, NO_LOWERING, float_model, nodes_of
+from conformance.backends.one_qconfig import unknown
 from conformance.backends.qlib import float_operators, mapping_of
 from conformance.backends.torch_spared import spared
-from conformance.errors import Inexpressible, Unsupported, UsageError
+from conformance.environment import installed
 
 PACKAGES = ("litert-torch", "ai-edge-litert", "ai-edge-quantizer", "torch")
 # Which kernels run: those of the delegate that is on by default where it has one, the optimized ones, the plain ones.
@@ -40,9 +40,7 @@ LACKS = frozenset(
 
 def backend(target: str) -> Backend:
     """LiteRT on the CPU; targets: kernels of `xnnpack` (the default), `builtin` ones and `reference` ones."""
-    if target not in ("", *TARGETS):
-        raise UsageError(f"backend litert has no target {target!r}; expected one of {', '.join(TARGETS)}")
-    return LiteRT(target or "xnnpack")
+    return LiteRT(target)
 
 
 @dataclass(frozen=True)
@@ -53,19 +51,14 @@ class LiteRT:
 
     def about(self) -> About:
         """Versions, and what its converter and quantizer can do."""
-        versions, missing = {}, []
-        for package in PACKAGES:
-            try:
-                versions[package] = version(package)
-            except PackageNotFoundError:
-                missing.append(package)
+        versions, missing = installed(PACKAGES)
         return About(
             name="litert",
             versions=versions,
             modes=frozenset({"static", "dynamic"}),
             captures=frozenset({"export"}),
             lacks=LACKS,
-            missing=tuple(missing),
+            missing=missing,
         )
 
     def quantize(self, task: Task, stage: Stage) -> Quantized:
@@ -106,21 +99,21 @@ DEFAULT: Mapping[str, Recipe] = MappingProxyType(
 def recipe(task: Task) -> Recipe:
     """A task's QConfig in the quantizer's words; raises Unsupported for one that it has none for."""
     qconfig = task.qconfig
-    if qconfig is None or (qconfig.default == "default" and not qconfig.modules and not qconfig.types):
+    if qconfig is None or qconfig.is_modes_own:
         return DEFAULT[task.mode]
     if qconfig.modules or qconfig.types:
-        raise _lacking("QConfigs by module")
+        raise unknown("QConfigs by module")
     rule = mapping_of(qconfig).default
     if rule is None or rule.weight is None:
-        raise _lacking("activations in float for some operators")
+        raise unknown("activations in float for some operators")
     if rule.output not in (None, rule.activation):
-        raise _lacking("results of a type of their own")
+        raise unknown("results of a type of their own")
     weight = _weight(rule.weight)
     if rule.activation is None:
         return Recipe(None, False, *weight, precision="FLOAT")
     if task.mode == "dynamic":
         if qconfig.default != "per_tensor":
-            raise _lacking("chosen activations at run time")
+            raise unknown("chosen activations at run time")
         return Recipe(None, False, *weight)
     return Recipe(*_activation(rule.activation), *weight, observer=rule.activation.observer)
 
@@ -128,11 +121,11 @@ def recipe(task: Task) -> Recipe:
 def _weight(spec: Any) -> tuple[int, bool]:
     """Bits, and whether each channel has a scale of its own."""
     if spec.group_size is not None:
-        raise _lacking("groups")
+        raise unknown("groups")
     if spec.dtype not in ("int8", "int4"):
-        raise _lacking(f"{spec.dtype} weights")
+        raise unknown(f"{spec.dtype} weights")
     if not spec.symmetric:
-        raise _lacking("weights with a zero point")
+        raise unknown("weights with a zero point")
     return _bits(spec), spec.axis is not None
 
 
@@ -142,15 +135,15 @@ def _activation(spec: Any) -> tuple[int, bool]:
     Unsigned integers with a zero point are the signed ones with one that is 128 less: the same numbers.
     """
     if spec.group_size is not None:
-        raise _lacking("activations by the row")
+        raise unknown("activations by the row")
     if spec.dtype not in ("uint8", "int8", "int16"):
-        raise _lacking(f"{spec.dtype} activations")
+        raise unknown(f"{spec.dtype} activations")
     if spec.observer == "runtime":
-        raise _lacking("ranges at run time in static mode")
+        raise unknown("ranges at run time in static mode")
     if spec.observer not in OBSERVERS:
-        raise _lacking(f"the observer {spec.observer}")
+        raise unknown(f"the observer {spec.observer}")
     if spec.dtype == "int16" and not spec.symmetric:
-        raise _lacking("int16 with a zero point")
+        raise unknown("int16 with a zero point")
     return _bits(spec), spec.symmetric
 
 
@@ -159,12 +152,8 @@ def _bits(spec: Any) -> int:
     bits = int(str(spec.dtype).removeprefix("u").removeprefix("int"))
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
     if spec.range not in ((low, high), (low + 1, high)):
-        raise _lacking("narrow ranges")
+        raise unknown("narrow ranges")
     return bits
-
-
-def _lacking(feature: str) -> Unsupported:
-    return Unsupported(f"its quantizer knows no {feature}", feature)
 
 
 def _quantized(source: bytes, asked: Recipe, task: Task) -> bytes:
@@ -214,9 +203,7 @@ def _seen(source: bytes, asked: Recipe, task: Task, manager: Any) -> dict[str, A
 
 def batches(source: bytes, task: Task) -> list[dict[str, Any]]:
     """Calibration data as the quantizer wants it: arrays by the names of the model's inputs."""
-    shapes = [[tuple(x.shape) for x in batch] for batch in (task.inputs, *task.calibration)]
-    if any(shape != shapes[0] for shape in shapes):
-        raise Inexpressible("the model that it gets is written for one size of batch")
+    demand_one_size(task)
     runner = _interpreter(source, "builtin").get_signature_runner(SIGNATURE)
     return [_given(runner, batch) for batch in task.calibration]
 

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from conformance.backends.qlib import vocabulary
+
 INTEGERS = frozenset({"int4", "int8", "uint8", "int16"})
 REAL = frozenset({"float32", "float16", "float64"})
 
@@ -76,9 +78,10 @@ def _names(node: Node, module: _Module) -> tuple[str, ...]:
     precision = _precision(node)
     if precision == "float":
         return tuple(f"aten::{part}" for part in (name, activation) if part)
-    short = name + ("_scalar" if name in WITH_SCALAR and precision == "static" and _scalar(node) else "")
-    fused = activation == "relu" and name in WITH_RELU
-    first = f"quantized::{short}{'_relu' if fused else ''}{_SUFFIXES[precision](name)}"
+    known = vocabulary().operators
+    scalar = precision == "static" and _scalar(node) and f"quantized::{name}_scalar" in known
+    fused = activation == "relu" and f"quantized::{name}_relu" in known
+    first = f"quantized::{name}{'_scalar' if scalar else ''}{'_relu' if fused else ''}{_SUFFIXES[precision](name)}"
     rest = (f"quantized::{activation}",) if activation and not fused else ()
     return (first, *rest)
 
@@ -122,11 +125,6 @@ _SUFFIXES = MappingProxyType(
     {"static": lambda name: "", "dynamic": _dynamic, "weight_only": lambda name: "_weight_only"}
 )
 BORDERS = frozenset({"QUANTIZE", "DEQUANTIZE"})
-WITH_SCALAR = frozenset({"add", "sub", "rsub", "mul", "div"})
-WITH_RELU = frozenset(
-    {"linear", "add", "sub", "mul", "div", "batch_norm"}
-    | {f"conv{transposed}{d}d" for d in (1, 2, 3) for transposed in ("", "_transpose")}
-)
 # What a kernel may do to its result before it stores it.
 ACTIVATIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {

@@ -14,7 +14,7 @@ from typing import Any
 
 from conformance.backend import About, Backend, Quantized, Stage, Task
 from conformance.backends import qlib as bundled
-from conformance.backends.miniatures import Miniature, target_of
+from conformance.backends.miniatures import Miniature
 
 
 def _called(quantized: Quantized, act: Callable[[], object]) -> Quantized:
@@ -103,7 +103,7 @@ ACTS: Mapping[str, Callable[[], object]] = MappingProxyType(
 
 def bad_process(target: str) -> Backend:
     """Is killed, exits, forks, prints, writes into the protocol, closes its input, or fills the memory when called."""
-    act = target_of("bad-process", target, ACTS)
+    act = ACTS[target]
     return Miniature("bad-process", lambda task, quantized: _called(quantized, act))
 
 
@@ -127,7 +127,7 @@ SIZES: Mapping[str, Callable[[Quantized], Quantized]] = MappingProxyType({"tenso
 
 def too_much(target: str) -> Backend:
     """Gives a tensor of gigabytes, or a million operators and a graph of a hundred megabytes."""
-    grow = target_of("too-much", target, SIZES)
+    grow = SIZES[target]
     return Miniature("too-much", lambda task, quantized: grow(quantized))
 
 
@@ -140,13 +140,13 @@ class Liar:
 
     def about(self) -> About:
         """The bundled library's answer, changed."""
-        return self.change(replace(bundled.backend("").about(), name="bad-about"))
+        return self.change(replace(bundled.backend("fast").about(), name="bad-about"))
 
     def quantize(self, task: Task, stage: Stage) -> Quantized:
         """Quantize in the modes that it really has."""
         if task.mode not in self.quantizes:
             raise NotImplementedError(f"mode {task.mode}")
-        return bundled.backend("").quantize(task, stage)
+        return bundled.backend("fast").quantize(task, stage)
 
 
 def _raising(about: About) -> About:
@@ -176,4 +176,4 @@ ABOUTS: Mapping[str, Callable[[About], About]] = MappingProxyType(
 
 def bad_about(target: str) -> Backend:
     """Says nothing of itself, or something else each time, or a mode that it does not have."""
-    return Liar(target_of("bad-about", target, ABOUTS), frozenset({"static"}))
+    return Liar(ABOUTS[target], frozenset({"static"}))

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from conformance.backend import Task
+from conformance.backend import Task, demand_one_size
 from conformance.backends.one_qconfig import LACKS as LACKS_OF_ONE
 from conformance.backends.one_qconfig import lacking, one_qconfig
 from conformance.backends.onnx_source import feeds
-from conformance.errors import Inexpressible
 
 # How it estimates ranges, by observer.
 _ESTIMATORS: Mapping[str, str] = MappingProxyType({"min_max": "MINMAX", "histogram": "HISTOGRAM"})
@@ -68,9 +67,7 @@ def quantized(model: Any, source: Any, task: Task) -> Any:
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
     request = request_of(task)
-    shapes = [[tuple(x.shape) for x in batch] for batch in (task.inputs, *task.calibration)]
-    if any(shape != shapes[0] for shape in shapes):
-        raise Inexpressible("the model that it gets is written for one size of batch")
+    demand_one_size(task)
     numbers = [
         QuantizationParameters(mode=QuantizationScheme(n.mode), per_channel=n.per_channel)
         for n in (request.activation, request.weight)

@@ -39,3 +39,8 @@ def one_qconfig(task: Task) -> OneQConfig:
 def lacking(feature: str) -> Unsupported:
     """The refusal of a feature that is declared to be lacking."""
     return Unsupported(f"its quantization tools know no {feature}", feature)
+
+
+def unknown(feature: str) -> Unsupported:
+    """The refusal of a feature for which a quantizer, told in words of its own, has none."""
+    return Unsupported(f"its quantizer knows no {feature}", feature)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from conformance.backends.onnx_source import WITH_RELU, Source, source_of
+from conformance.backends.onnx_source import Source, source_of
+from conformance.backends.qlib import vocabulary
 
 # What an engine appends to a value's name.
 _SUFFIXES = ("_QuantizeLinear_Output", "_DequantizeLinear_Output", "_quantized", "_QuantizeLinear_Input")
@@ -83,7 +84,7 @@ def sequence(reading: Reading) -> tuple[str, ...]:
         name, module_node = _float_name(reading, node)
         if node.op_type in INTEGER:
             name = INTEGER[node.op_type](reading, node)
-            name += _relu(reading, node, produced) if name.rpartition("::")[2] in WITH_RELU else ""
+            name += _relu(reading, node, produced) if f"{name}_relu" in vocabulary().operators else ""
             integers.update(() if node.op_type in _TO_FLOAT else node.output)
             name += "_dynamic" if node.op_type in _TO_FLOAT else ""
         elif node.op_type == "DequantizeLinear":

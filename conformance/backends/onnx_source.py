@@ -10,13 +10,9 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from conformance.backends.qlib import vocabulary
+
 _MODULES = "aten::"
-# Operators that have a name of their own where one operand is a number.
-_WITH_NUMBER = frozenset({"quantized::add", "quantized::sub", "quantized::mul", "quantized::div", "quantized::rsub"})
-# Those that a relu after them is a part of, by the range that they saturate to.
-WITH_RELU = frozenset(
-    {"linear", "add", "add_scalar", "sub", "sub_scalar", "mul", "mul_scalar", "div", "div_scalar"}
-) | {f"{name}{dims}d" for name in ("conv", "conv_transpose") for dims in (1, 2, 3)}
 
 
 @dataclass(frozen=True)
@@ -39,6 +35,10 @@ class Source:
             name = str(self.made[name].input[0])
         return name
 
+    def maker(self, name: str) -> Any:
+        """The node that makes the value that a name is another name for; None for an input or a constant."""
+        return self.made.get(self.same(name))
+
     def _makes_a_value(self, node: Any) -> bool:
         return node.op_type != "Identity" and is_the_modules(node)
 
@@ -53,7 +53,7 @@ class Source:
         """What the module's operator that makes a value is called where it runs on integers."""
         operator = self.operator(name)[0].replace("aten::", "quantized::", 1)
         with_number = any(self.ranks.get(given) == 0 for given in self.made[name].input)
-        return f"{operator}_scalar" if operator in _WITH_NUMBER and with_number else operator
+        return f"{operator}_scalar" if with_number and f"{operator}_scalar" in vocabulary().operators else operator
 
     def relu_after(self, name: str, ran: Container[str]) -> str:
         """The value of the relu that is the only reader of a value, and that no operator that `ran` makes."""

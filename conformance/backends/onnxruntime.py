@@ -10,15 +10,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from conformance.backend import About, Backend, Program, Quantized, Stage, Task
+from conformance.backend import About, Backend, Program, Quantized, Stage, Task, demand_one_size
 from conformance.backends import onnx_names
 from conformance.backends.given import given_graph
 from conformance.backends.one_qconfig import LACKS as LACKS_OF_ONE
 from conformance.backends.one_qconfig import lacking, one_qconfig
-from conformance.backends.onnx_source import feeds, text
+from conformance.backends.onnx_source import feeds, source_of, text
 from conformance.backends.qlib import float_model, operators_of
 from conformance.environment import installed
-from conformance.errors import Inexpressible, UsageError
 from conformance.vocabulary import Mode
 
 PACKAGES = ("onnxruntime", "onnx", "torch")
@@ -40,9 +39,7 @@ LACKS = (
 
 def backend(target: str) -> Backend:
     """ONNX Runtime on the CPU, with all graph optimizations or none."""
-    if target not in ("", *TARGETS):
-        raise UsageError(f"backend onnxruntime has no target {target!r}; expected one of {', '.join(TARGETS)}")
-    return OnnxRuntime(target or "all")
+    return OnnxRuntime(target)
 
 
 @dataclass(frozen=True)
@@ -106,9 +103,7 @@ class Batches:
     """Calibration data as ONNX Runtime wants it: a dictionary of arrays at a time, None at the end."""
 
     def __init__(self, source: Any, task: Task) -> None:
-        shapes = [[tuple(x.shape) for x in batch] for batch in (task.inputs, *task.calibration)]
-        if any(shape != shapes[0] for shape in shapes):
-            raise Inexpressible("the model that it gets is written for one size of batch")
+        demand_one_size(task)
         self._left = iter([feeds(source, batch) for batch in task.calibration])
 
     def get_next(self) -> dict[str, Any] | None:
@@ -176,13 +171,11 @@ def steps(model: Any) -> tuple[float | None, ...]:
     """The step of each output that is a dequantized tensor with one scale."""
     from onnx import numpy_helper
 
-    made = {output: node for node in model.graph.node for output in node.output}
+    source = source_of(model)
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
 
     def step(name: str) -> float | None:
-        node = made.get(name)
-        while node is not None and node.op_type == "Identity":
-            node = made.get(node.input[0])
+        node = source.maker(name)
         if node is None or node.op_type != "DequantizeLinear" or node.input[1] not in constants:
             return None
         scale = numpy_helper.to_array(constants[node.input[1]])

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from conformance.backends.onnx_source import WITH_RELU, Source
+from conformance.backends.onnx_source import Source
+from conformance.backends.qlib import vocabulary
 
 INTEGERS = frozenset({"i8", "u8"})
 # Kinds of kernels that have implementations of their own for integers.
@@ -126,7 +127,7 @@ def _ran(kernel: Kernel, source: Source, made: set[str]) -> list[_Ran]:
     taken: set[str] = set()
     for value in values:
         name = source.quantized(value) if _on_integers(kernel, value, values[0]) else source.operator(value)[0]
-        if name.startswith("quantized::") and name.rpartition("::")[2] in WITH_RELU:
+        if f"{name}_relu" in vocabulary().operators:
             relu = source.relu_after(value, made.difference(values))
             taken.add(relu)
             name += "_relu" if relu else ""

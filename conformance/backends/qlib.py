@@ -98,9 +98,7 @@ def describe(qconfig: QConfig) -> str:
 
 def backend(target: str) -> Backend:
     """The bundled library, with its fast kernels or with the plain ones they are held against."""
-    if target not in ("", "fast", "reference"):
-        raise UsageError(f"backend qlib has no target {target!r}; expected 'fast' or 'reference'")
-    return Qlib(target or "fast")
+    return Qlib(target)
 
 
 @dataclass(frozen=True)
@@ -246,6 +244,13 @@ def node_name(operator: object) -> str:
     except ValueError as error:
         raise UsageError(str(error)) from error
     return full
+
+
+def train_towards(student: nn.Module, teacher: Callable[..., object], batches: Sequence[tuple[Tensor, ...]]) -> None:
+    """Train a prepared model to give what `teacher` gives, by the few steps that mode `qat` means."""
+    from qlib import quantize
+
+    quantize.train_towards(student, teacher, batches)
 
 
 def debug_of(task: Task, stage: Stage, name: str = "given") -> tuple[Any, Quantized]:

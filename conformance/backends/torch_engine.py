@@ -5,28 +5,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from conformance.backend import About
-from conformance.backends import ENGINES
-from conformance.errors import UsageError
-
-
-def engine_of(target: str, backend: str) -> str:
-    """The engine that a target names, `x86` where it names none; raises UsageError for one that does not exist."""
-    if target not in ("", *ENGINES):
-        raise UsageError(f"backend {backend} has no target {target!r}; expected one of {', '.join(ENGINES)}")
-    return target or "x86"
+from conformance.environment import installed
 
 
 def about(name: str, engine: str, modes: frozenset[str], captures: frozenset[str], lacks: frozenset[str]) -> About:
     """What a flow of torch's own says of itself; an engine that torch was built without is missing."""
-    try:
-        versions, missing = {"torch": version("torch")}, _absent(engine)
-    except PackageNotFoundError:
-        versions, missing = {}, ("torch",)
-    return About(name, versions, modes, captures, lacks, missing=missing)
+    versions, missing = installed(["torch"])
+    return About(name, versions, modes, captures, lacks, missing=missing or _absent(engine))
 
 
 def _absent(engine: str) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ LACKS = LACKS_OF_ALL | {_CONTROL_FLOW, WEIGHTS_WITH_ZERO_POINT}
 
 def backend(target: str) -> Backend:
     """Torch's own flow over symbolic traces (deprecated), on one of its engines."""
-    return TorchFx(torch_engine.engine_of(target, "torch-fx"))
+    return TorchFx(target)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ _NO_DEBUG_FORM = "not compared with the debug form, which the flow does not supp
 
 def backend(target: str) -> Backend:
     """Torch's own flow over TorchScript (deprecated), on one of its engines."""
-    return TorchJit(torch_engine.engine_of(target, "torch-jit"))
+    return TorchJit(target)
 
 
 @dataclass(frozen=True)

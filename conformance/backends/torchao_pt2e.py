@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from conformance.backend import About, Backend, Program, Quantized, Stage, Task
@@ -15,7 +14,7 @@ from conformance.backends import torch_qconfigs, torchao_names
 from conformance.backends.qlib import mapping_of
 from conformance.backends.torch_qconfigs import PLAIN_TENSORS, Words, arguments, constructor, in_mode
 from conformance.backends.torch_spared import spared
-from conformance.errors import UsageError
+from conformance.environment import installed
 
 if TYPE_CHECKING:
     from conformance.backends.qlib import QConfig, QConfigMapping, QSpec
@@ -30,23 +29,17 @@ LACKS = torch_qconfigs.LACKS - {"int16"}
 
 def reference(target: str) -> Backend:
     """torchao's export flow, its reference graph run as it is: quantize and dequantize around float operators."""
-    return _backend("torchao-pt2e", target, _as_it_is)
+    return TorchAo("torchao-pt2e", _as_it_is)
 
 
 def x86(target: str) -> Backend:
     """torchao's export flow, lowered to oneDNN's kernels for x86."""
-    return _backend("torchao-x86", target, _lowered)
+    return TorchAo("torchao-x86", _lowered)
 
 
 def inductor(target: str) -> Backend:
     """torchao's export flow, compiled by inductor: seconds for each case, and not among `all`."""
-    return _backend("torchao-inductor", target, _compiled)
-
-
-def _backend(name: str, target: str, finish: Finish) -> Backend:
-    if target:
-        raise UsageError(f"backend {name} has no targets, found {target!r}: leave out the colon")
-    return TorchAo(name, finish)
+    return TorchAo("torchao-inductor", _compiled)
 
 
 @dataclass(frozen=True)
@@ -58,13 +51,8 @@ class TorchAo:
 
     def about(self) -> About:
         """Versions, and what the flow has."""
-        versions, missing = {}, []
-        for package in PACKAGES:
-            try:
-                versions[package] = version(package)
-            except PackageNotFoundError:
-                missing.append(package)
-        return About(self.name, versions, MODES, frozenset({"export"}), LACKS, missing=tuple(missing))
+        versions, missing = installed(PACKAGES)
+        return About(self.name, versions, MODES, frozenset({"export"}), LACKS, missing=missing)
 
     def quantize(self, task: Task, stage: Stage) -> Quantized:
         """Export, prepare, calibrate, convert; then lower or compile."""

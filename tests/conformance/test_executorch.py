@@ -177,7 +177,7 @@ def test_where_it_is_not_installed_no_case_is_run(monkeypatch: pytest.MonkeyPatc
     def missing(name: str) -> str:
         raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr("conformance.backends.executorch_xnnpack.version", missing)
+    monkeypatch.setattr("conformance.environment.metadata.version", missing)
     records = [run_case(case, open_backend("executorch-xnnpack"), "x").record for case in cases_of(SPECS)]
     assert {(record.verdict, record.error) for record in records} == {
         (Verdict.UNSUPPORTED, "not installed: executorch, torchao, torch")

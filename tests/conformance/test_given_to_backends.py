@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from small_specs import cases_of
 from torch import Tensor
 
-from conformance.backend import About, Program, Quantized, Stage, Task
+from conformance.backend import About, Explanation, Program, Quantized, Stage, Task
 from conformance.backends import open_backend
-from conformance.engine import run_case
+from conformance.compare import tally
+from conformance.engine import run_case, task_of
 from conformance.record import Outcome, Record, Verdict
 
 pytest.importorskip("onnx")
@@ -169,6 +171,28 @@ def test_inputs_lie_on_the_grid_so_that_no_backend_has_to_round_them() -> None:
 @pytest.mark.parametrize("answer", [lambda *_: torch.zeros(2, 2), lambda *_: torch.full((16, 6), torch.nan)])
 def test_answers_of_another_shape_and_no_numbers(answer: Answer) -> None:
     assert run(LAYER, answer).verdict is Verdict.WRONG
+
+
+def test_the_oracle_is_asked_once_about_the_example_and_again_about_other_inputs() -> None:
+    task = task_of(cases_of(RANDOM)[0])
+    given = given_graph(task, lambda step: nullcontext())
+    own, asked = given.bundled, []
+
+    def explain(form: str, inputs: Sequence[Tensor]) -> Explanation:
+        asked.append(form)
+        assert own.explain is not None
+        return own.explain(form, inputs)
+
+    assert own.debug is not None
+    judged = replace(given, bundled=replace(own, explain=explain)).judged(own.debug)
+    assert judged.explain is not None
+    judged.explain("final", task.inputs)
+    assert asked == ["final"]
+    told = judged.explain("final", [2 * x for x in task.inputs])
+    assert asked == ["final"] * 2
+    assert tally(told.roundings).wrong == 0
+    judged.explain("debug", task.inputs)
+    assert asked == ["final", "final", "debug"]
 
 
 def test_ties_within_the_graph_leave_accuracy_alone_to_judge() -> None:

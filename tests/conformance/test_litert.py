@@ -205,7 +205,7 @@ def test_where_it_is_not_installed_no_case_is_run(monkeypatch: pytest.MonkeyPatc
     def missing(name: str) -> str:
         raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr("conformance.backends.litert.version", missing)
+    monkeypatch.setattr("conformance.environment.metadata.version", missing)
     records = [run_case(case, open_backend("litert"), "litert").record for case in cases_of(SPECS)]
     assert {record.verdict for record in records} == {Verdict.UNSUPPORTED}
     assert (records[0].error or "").startswith("not installed: litert-torch")

@@ -45,7 +45,7 @@ def test_the_runtime_fuses_a_given_graph_into_integer_kernels() -> None:
 
 def test_it_quantizes_nothing_itself() -> None:
     assert open_backend("onnx-reference").about().modes == {"numerics"}
-    with pytest.raises(UsageError, match="no target 'some'"):
+    with pytest.raises(UsageError, match="has no targets, found 'some': leave out the colon"):
         open_backend("onnx-reference:some")
 
 

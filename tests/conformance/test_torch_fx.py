@@ -9,11 +9,12 @@ from torch import nn
 
 from conformance.backends import open_backend
 from conformance.backends.qlib import mapping_of
-from conformance.backends.torch_fitting import STEPS, distill
+from conformance.backends.torch_fitting import distill
 from conformance.backends.torch_fx import torch_mapping
 from conformance.engine import Trial, run_case
 from conformance.errors import UsageError
 from conformance.record import Verdict
+from qlib.quantize import STEPS
 
 SPECS = """\
 spec: 1

@@ -68,7 +68,7 @@ def test_where_it_is_not_installed_no_case_is_run(monkeypatch: pytest.MonkeyPatc
     def missing(name: str) -> str:
         raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr("conformance.backends.torchao_pt2e.version", missing)
+    monkeypatch.setattr("conformance.environment.metadata.version", missing)
     assert open_backend(name).about().name == name
     assert verdicts(name)["linear static"] == (Verdict.UNSUPPORTED, "not installed: torchao, torch")
 
