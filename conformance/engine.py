@@ -62,6 +62,17 @@ class Stages:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
+    @contextmanager
+    def rest(self, name: str) -> Iterator[None]:
+        """Count as one step what passes outside of the steps within, and what is raised before the first of them."""
+        self.current = name
+        start, before = time.perf_counter(), sum(self.seconds.values())
+        try:
+            yield
+        finally:
+            told = sum(self.seconds.values()) - before
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start - told
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -166,8 +177,8 @@ def _run(case: Case, backend: Backend, name: str, stages: Stages, limits: Limits
     with stages("build"):
         task = task_of(case, limits.allow_python)
         module, inputs = copy.deepcopy(task.module), fresh(task.inputs)
-    stages.current = "quantize"  # what it raises before it names a step is the backend's too
-    quantized = backend.quantize(task, stages)
+    with stages.rest("quantize"):
+        quantized = backend.quantize(task, stages)
     with stages("run"):
         evidence = observe(module, inputs, quantized)
         if case.expect.layers is not None:

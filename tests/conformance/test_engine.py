@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import signal
+import time
 from contextlib import AbstractContextManager
 
 import pytest
@@ -18,7 +19,7 @@ from conformance.engine import OURS, Stages, count, fresh, run_case, tensors
 from conformance.errors import Inexpressible, Unsupported
 from conformance.record import Record, Verdict
 
-STAGES = ["build", "capture", "prepare", "calibrate", "convert", "lower", "run", "judge"]
+STAGES = ["build", "capture", "prepare", "calibrate", "convert", "lower", "quantize", "run", "judge"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,6 +291,15 @@ def test_stages_add_up_and_remember_where_it_stopped() -> None:
         raise KeyError
     assert (list(stages.seconds), stages.current) == (["a", "b"], "b")
     assert stages.seconds["a"] > before
+
+
+def test_what_passes_outside_of_the_steps_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 5.0, 7.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    stages = Stages()
+    with stages.rest("whole"), stages("part"):
+        pass
+    assert stages.seconds == {"part": 4.0, "whole": 3.0}
 
 
 def test_tensors_of_nested_results_in_order() -> None:
