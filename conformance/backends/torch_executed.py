@@ -151,13 +151,23 @@ class Dequantized(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Let the operator run, and look at what it got."""
+        """Let the operator run, and look at what it got; what is written to afterwards has no step any more."""
         result = func(*args, **(kwargs or {}))
+        arguments = func._schema.arguments
+        given = {**{of.name: value for of, value in zip(arguments, args, strict=False)}, **(kwargs or {})}
+        for argument in arguments:
+            if argument.is_write and isinstance(written := given.get(argument.name), Tensor):
+                self._forget(written)
         if func is torch.ops.aten.dequantize.self and args[0].qscheme() in _ONE_SCALE:
             self._steps[id(result)] = (result, args[0].q_scale())
         elif str(func).startswith("quantized_decomposed.dequantize_per_tensor"):
             self._steps[id(result)] = (result, float(args[1]))
         return result
+
+    def _forget(self, written: Tensor) -> None:
+        storage = written.untyped_storage().data_ptr()
+        kept = {key: each for key, each in self._steps.items() if each[0].untyped_storage().data_ptr() != storage}
+        self._steps = kept
 
     def step(self, tensor: Tensor) -> float | None:
         """The step of a tensor; None for one that was not made so."""

@@ -84,6 +84,17 @@ def test_steps_are_those_of_dequantized_outputs() -> None:
     assert steps(call, [ROWS]) == (0.05, None, 0.05, None)
 
 
+def test_what_is_written_to_has_no_step_any_more() -> None:
+    def call(x: Tensor) -> tuple[Tensor, ...]:
+        quantized = torch.quantize_per_tensor(x, 0.05, 10, torch.quint8)
+        part, whole, target, kept = (quantized.dequantize() for _ in range(4))
+        part[:1].add_(0.01)
+        torch.add(x, 1, out=target)
+        return part, torch.nn.functional.silu(whole, inplace=True), target, kept
+
+    assert steps(call, [ROWS]) == (None, None, None, 0.05)
+
+
 def test_inputs_are_left_alone() -> None:
     x = ROWS.clone()
     made = program(lambda y: y.mul_(2), [x], "text")
