@@ -207,7 +207,7 @@ def _unruled(evidence: Evidence, form: str, roundings: Sequence[Rounding]) -> li
 def rounding(evidence: Evidence, expect: ModeExpect) -> Finding | None:
     """One rule of rounding explains every integer of the outputs, where a given graph is run."""
     rule = evidence.rule
-    if rule is None or evidence.explained is None or not (rule.ties or not rule.names):
+    if rule is None or evidence.explained is None or not rule.tells:
         return None
     counts = tally(evidence.explained.roundings)
     got = f"{rule.name}: {counts.exact} exact by half_even, {counts.tie} ties, {counts.wrong} wrong"

@@ -113,7 +113,7 @@ def _tried(case: Case, backend: Backend, name: str, stages: Stages, limits: Limi
         lacks = about.lacks
         if (gap := _gap(about, case)) is not None:
             return Trial(_record(case, name, stages, Verdict.UNSUPPORTED, error=gap))
-        with _one_thread(), deadline(limits.seconds and (case.timeout or limits.seconds)):
+        with _one_thread(), _seeded(case.seed), deadline(limits.seconds and (case.timeout or limits.seconds)):
             return _run(case, backend, name, stages, limits)
     except DeadlinePassed as passed:
         return Trial(_record(case, name, stages, Verdict.TIMEOUT, error=str(passed)))
@@ -140,6 +140,14 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Dropout in training and whatever else a backend draws by torch's generator is the same in each run of a case."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 def _gap(about: About, case: Case) -> str | None:

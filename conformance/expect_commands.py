@@ -18,7 +18,7 @@ from conformance.known_lint import Evidence, mistakes_in
 from conformance.known_update import appended, entry_text, groups
 from conformance.places import bundled_specs
 from conformance.record import Record, Subject, Verdict, subject_of
-from conformance.store import Results, read
+from conformance.store import Results, meant, read
 
 RESULTS = click.Path(path_type=Path, dir_okay=False)
 SPECS = click.option(
@@ -109,10 +109,9 @@ def update(results: Path, backends: tuple[str, ...], reason: str | None, specs: 
     verdict `error` are the harness's trouble and are not written.
     """
     found = read(results)
-    if unknown := sorted(set(backends) - set(found.run.backends)):
-        raise UsageError(f"{results}: holds no backend {unknown[0]!r}, only {', '.join(found.run.backends)}")
+    chosen = meant(found.run.backends, backends)
     subjects = [subject_of(case) for case in cases_of(specs)]
-    for backend in backends or found.run.backends:
+    for backend in chosen:
         click.echo(_updated(backend, found, subjects, reason))
 
 

@@ -150,21 +150,32 @@ def _text(value: dict[str, Any]) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n"
 
 
-def of_backends(results: Results, names: Sequence[str]) -> Results:
-    """Only what is about the backends of these names, all where none is named; raises UsageError for an unknown one."""
-    run = results.run
-    if not names:
-        return results
-    if unknown := [name for name in names if name not in run.backends]:
+def meant(backends: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    """Those of a file's backends that are named, a name without a target meaning each; all where none is named.
+
+    Raises UsageError for a name of none.
+    """
+    unknown = [name for name in names if not any(name in _names(each) for each in backends)]
+    if unknown:
         raise UsageError(
-            f"no results of {', '.join(unknown)}.{nearest(unknown[0], run.backends)} The file has those of "
-            f"{', '.join(run.backends)}"
+            f"no results of {', '.join(unknown)}.{nearest(unknown[0], backends)} The file has those of "
+            f"{', '.join(backends)}"
         )
-    chosen = tuple(name for name in run.backends if name in names)
+    return tuple(each for each in backends if not names or not _names(each).isdisjoint(names))
+
+
+def _names(backend: str) -> set[str]:
+    return {backend, backend.partition(":")[0]}
+
+
+def of_backends(results: Results, names: Sequence[str]) -> Results:
+    """Only what is about the backends that are meant by these names; raises what `meant` does."""
+    run = results.run
+    chosen = meant(run.backends, names)
     narrowed = replace(
         run,
         backends=chosen,
-        planned=run.planned // len(run.backends) * len(chosen),
+        planned=run.planned // max(1, len(run.backends)) * len(chosen),
         debt=tuple(debt for debt in run.debt if debt.backend in chosen),
     )
     return replace(

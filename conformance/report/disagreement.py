@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from conformance.identified import UNDECIDED
-from conformance.record import Record, Verdict
+from conformance.identified import UNDECIDED, answers
+from conformance.record import Verdict
 from conformance.report.rows import Row
 
 # A backend that was not asked, or declares that it can't, contradicts no other.
@@ -18,10 +18,6 @@ def disagree(row: Row) -> bool:
     spoken = [record for record in leading if record.verdict not in SILENT]
     if len({record.verdict for record in spoken}) > 1:
         return True
-    rules = [_rules(record) for record in spoken if record.properties.get("rounding", UNDECIDED) != UNDECIDED]
+    told = (record.properties.get("rounding", UNDECIDED) for record in spoken)
+    rules = [frozenset(answers(shown)) for shown in told if shown != UNDECIDED]
     return bool(rules) and not frozenset.intersection(*rules)
-
-
-def _rules(record: Record) -> frozenset[str]:
-    """The rules that fit, which a record joins by "or"."""
-    return frozenset(record.properties["rounding"].split(" or "))

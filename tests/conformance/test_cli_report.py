@@ -14,9 +14,10 @@ from commands import Command
 from report_pages import index_of
 from synthetic_records import make_records, make_run
 
+from conformance.errors import UsageError
 from conformance.record import Debt, Record, Verdict
 from conformance.report.rows import row_name
-from conformance.store import Results, of_backends, write_all
+from conformance.store import Results, meant, of_backends, write_all
 
 
 @pytest.fixture
@@ -54,7 +55,16 @@ def test_results_of_some_backends_are_like_those_of_a_run_of_them() -> None:
     found = of_backends(whole, ("torchao",))
     assert (found.run.backends, found.run.planned, found.run.debt) == (("torchao",), 8, (Debt("torchao", 2),))
     assert {record.backend for record in found.records} == {"torchao"} and len(found.records) == 8
-    assert of_backends(whole, ()) is whole
+    assert of_backends(whole, ()) == whole
+
+
+def test_a_name_without_a_target_means_every_target() -> None:
+    backends = ("qlib:fast", "qlib:reference", "torchao", "qlibs:fast")
+    assert meant(backends, ("qlib",)) == ("qlib:fast", "qlib:reference")
+    assert meant(backends, ("torchao", "qlib:reference")) == ("qlib:reference", "torchao")
+    assert meant(backends, ()) == backends
+    with pytest.raises(UsageError, match="no results of qlib:slow"):
+        meant(backends, ("qlib", "qlib:slow"))
 
 
 def asked(record: Record) -> Record:

@@ -218,6 +218,15 @@ def test_a_module_that_overwrites_its_input(capture: str) -> None:
     assert run(case).verdict is Verdict.NATIVE
 
 
+def test_what_a_backend_draws_is_the_same_in_each_run_and_leaves_no_trace() -> None:
+    drawn: list[Tensor] = []
+    before = torch.get_rng_state()
+    for _ in range(2):
+        run(first(), Scripted(lambda task: drawn.append(torch.rand(3))))
+    assert torch.equal(drawn[0], drawn[1])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_the_same_case_gives_the_same_record_but_for_its_seconds() -> None:
     one, two = (dataclasses.replace(run(first()), seconds={}) for _ in range(2))
     assert one == two
