@@ -126,7 +126,7 @@ def cli() -> None:
     "resumed",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="RESULTS",
-    help="Run what this results file of the same command still lacks, and append to it.",
+    help="Run what this results file of the same command lacks, or asked otherwise, and append to it.",
 )
 @PYTHON
 @PYTHONS

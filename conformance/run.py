@@ -17,9 +17,9 @@ from conformance.errors import EnvironmentTrouble, UsageError
 from conformance.fingerprint import fingerprint
 from conformance.known import Expected, Known, apply, expected
 from conformance.record import Declared, Record, Run, Verdict
-from conformance.sameness import differences
+from conformance.sameness import obstacles
 from conformance.shard import Shard
-from conformance.store import Writer, appending, read, writing
+from conformance.store import Writer, appending, as_planned, read, writing
 
 CASE_SECONDS = 60.0
 Entries = Callable[[str], Sequence[Known]]
@@ -130,16 +130,17 @@ def execute(plan: Plan, path: Path, known: Entries, show: Show) -> list[Record]:
 def resume(plan: Plan, path: Path, known: Entries, show: Show) -> list[Record]:
     """Run what the results file at `path` still lacks of the plan, and append it; returns old and new records.
 
-    Cases whose backend could not be opened are run again. Raises UsageError where the file is not of this plan, or of
-    another environment.
+    Cases whose backend could not be opened, and those whose spec has changed, are run again. Raises UsageError where
+    the file has cases that the plan has not, or is of other backends or another environment.
     """
     opened = open_plan(plan, known)
     before, now = read(path), head_of(opened)
     head = _with_newly_opened(before.run, now)
-    if found := differences(head, now):
+    if found := obstacles(head, now):
         listed = "\n  ".join(found)
         raise UsageError(f"{path}: can't be resumed, since it was made otherwise:\n  {listed}\nrun without --resume")
-    finished = [record for record in before.records if not _unopened(record)]
+    head = replace(head, cases=now.cases, planned=now.planned)
+    finished = [record for record in before.records if as_planned(record, head) and not _unopened(record)]
     done = {(record.backend, record.subject.case) for record in finished}
     left = [job for job in plan.jobs if (job.backend, job.case.id) not in done]
     for record in finished:

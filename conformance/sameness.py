@@ -9,31 +9,40 @@ from conformance.record import Run
 MOST = 3
 
 
-def differences(one: Run, other: Run) -> list[str]:
-    """Say in what two heads differ so that their records can't stand in one file; empty where they don't."""
-    shards = [f"shard: {one.shard or 'all'}, now {other.shard or 'all'}"] if one.shard != other.shard else []
-    software = software_differences(one, other)
-    plan = [*backend_differences(one, other), *case_differences(one, other)]
-    return [*plan, *software, *machine_differences(one, other), *shards]
+NO_PLAN = "it holds no plan: expected a file of 'conformance run' of this version"
 
 
-def backend_differences(one: Run, other: Run) -> list[str]:
-    """Say whether two plans name other backends."""
-    same = one.backends == other.backends
-    return [] if same else [f"backends: {', '.join(one.backends)}; now {', '.join(other.backends)}"]
+def obstacles(one: Run, other: Run) -> list[str]:
+    """Say why a run can't go on in a file of another one, whose records would be lost or not be alike; empty if it can.
+
+    Cases that are new, or whose spec has changed, are none: they are run.
+    """
+    backends = [f"backends: {', '.join(one.backends)}; now {', '.join(other.backends)}"]
+    shards = [f"shard: {one.shard or 'all'}, now {other.shard or 'all'}"]
+    return [
+        *([] if one.cases else [NO_PLAN]),
+        *(backends if one.backends != other.backends else []),
+        *_gone(one, other),
+        *software_differences(one, other),
+        *machine_differences(one, other),
+        *(shards if one.shard != other.shard else []),
+    ]
 
 
 def case_differences(one: Run, other: Run) -> list[str]:
     """Say in what the cases of two plans differ, by id and fingerprint."""
-    found = []
     if not one.cases:
-        found.append("it holds no plan: expected a file of 'conformance run' of this version")
-    else:
-        changed = [case for case in one.cases if other.cases.get(case, one.cases[case]) != one.cases[case]]
-        found += _some("cases that are gone", [case for case in one.cases if case not in other.cases])
-        found += _some("cases that are new", [case for case in other.cases if case not in one.cases])
-        found += _some("cases whose spec has changed", changed)
-    return found
+        return [NO_PLAN]
+    changed = [case for case in one.cases if other.cases.get(case, one.cases[case]) != one.cases[case]]
+    return [
+        *_gone(one, other),
+        *_some("cases that are new", [case for case in other.cases if case not in one.cases]),
+        *_some("cases whose spec has changed", changed),
+    ]
+
+
+def _gone(one: Run, other: Run) -> list[str]:
+    return _some("cases that are gone", [case for case in one.cases if case not in other.cases])
 
 
 def software_differences(one: Run, other: Run) -> list[str]:

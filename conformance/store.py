@@ -100,8 +100,8 @@ def appending(path: Path) -> Iterator[Writer]:
 def read(path: Path) -> Results:
     """Read a results file, also one whose writer was killed; lines that can't be read are counted and passed over.
 
-    Lines are only ever appended: of two heads, and of two records of one case on one backend, the later one counts. The
-    records come in the order of the specs.
+    Lines are only ever appended: of two heads, and of two records of one case on one backend, the later one counts, and
+    none that asked something else than the head plans. The records come in the order of the specs.
 
     Raises UsageError for a file that is missing or has no head.
     """
@@ -126,8 +126,14 @@ def read(path: Path) -> Results:
             "before its first case starts again without --resume"
         )
     # Workers finish in any order; readers want the specs' own.
-    records = sorted(found.values(), key=lambda each: (each.subject.path, each.subject.line, each.subject.case))
+    asked = (record for record in found.values() if as_planned(record, run))
+    records = sorted(asked, key=lambda each: (each.subject.path, each.subject.line, each.subject.case))
     return Results(run, tuple(records), damaged)
+
+
+def as_planned(record: Record, run: Run) -> bool:
+    """Whether a record asked what the head of its file plans for its case, where that says anything of it."""
+    return run.cases.get(record.subject.case, record.subject.fingerprint) == record.subject.fingerprint
 
 
 def _bytes_of(path: Path) -> bytes:

@@ -65,7 +65,6 @@ def test_a_finished_run_runs_nothing_again(conformance: Command, small: Path, tm
         (["--backend", "float-only"], "backends: qlib; now float-only"),
         (["--mode", "static"], "cases that are gone: 1 (small::linear[dynamic-export])"),
         (["--shard", "1/2"], "shard: all, now 1/2"),
-        (["spec"], "cases whose spec has changed: 6"),
         (["torch"], "package: torch 1.0, now 2."),
         (["old"], "it holds no plan"),
     ],
@@ -76,8 +75,6 @@ def test_another_plan_is_not_resumed(
     conformance("run", small)
     results = tmp_path / "results" / "results.jsonl"
     options = change if change[0].startswith("--") else []
-    if change == ["spec"]:
-        small.write_text(LINEAR.replace("sqnr_db: 30", "sqnr_db: 31"))
     if change in (["torch"], ["old"]):
         head, *rest = results.read_text().splitlines(keepends=True)
         data = json.loads(head)
@@ -91,6 +88,32 @@ def test_another_plan_is_not_resumed(
     assert said.code == 2
     assert text in said.err and "run without --resume" in said.err
     assert results.read_bytes() == before
+
+
+def test_cases_whose_spec_has_changed_are_run_again(conformance: Command, small: Path, tmp_path: Path) -> None:
+    conformance("run", small)
+    results = tmp_path / "results" / "results.jsonl"
+    before, first = results.read_bytes(), read(results)
+    small.write_text(LINEAR.replace("sqnr_db: 30", "sqnr_db: 200"))
+    assert conformance("run", small, "--resume", results).code == 1
+    after = read(results)
+    assert results.read_bytes().startswith(before)
+    assert [record.subject.case for record in after.records] == [record.subject.case for record in first.records]
+    assert after.run.cases.keys() == first.run.cases.keys() and after.run.cases != first.run.cases
+    changed = [case for case in first.run.cases if first.run.cases[case] != after.run.cases[case]]
+    wrong = [record.subject.case for record in after.records if str(record.verdict) == "wrong"]
+    assert sorted(wrong) == sorted(changed) != []
+
+
+def test_new_cases_are_run(conformance: Command, small: Path, tmp_path: Path) -> None:
+    conformance("run", small)
+    results = tmp_path / "results" / "results.jsonl"
+    first = read(results)
+    more = small.with_name("more.qspec.yaml")
+    more.write_text(LINEAR.replace("suite: small", "suite: more"))
+    assert conformance("run", small, more, "--resume", results).code == 0
+    after = read(results)
+    assert after.run.planned == len(after.records) == 2 * len(first.records)
 
 
 # ---- shards
