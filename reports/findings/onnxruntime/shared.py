@@ -1,4 +1,4 @@
-"""`quantize_dynamic` of two Gemm with `transB=1` that share a weight: other values, or an error where it is not square."""
+"""`quantize_dynamic` of two Gemm with `transB=1` that share a weight: other values, or an error where it is not square; less than 0.1 is right."""
 
 from onnx_lines import *
 from onnxruntime.quantization import QuantType, quantize_dynamic
