@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -25,6 +25,10 @@ class Column(NamedTuple):
 
     def __str__(self) -> str:
         return " · ".join(filter(None, self))
+
+
+# Operators with the ways of quantizing that they are expected in.
+Asked = frozenset[tuple[str, Column]]
 
 
 class Cell(NamedTuple):
@@ -113,16 +117,20 @@ def operators(names: Mapping[str, int]) -> list[str]:
     return sorted({name for name in found if name not in BORDERS})
 
 
-def coverage(backend: str, records: Sequence[Record]) -> Coverage:
-    """Count one backend's records by expected operator and way of quantizing.
+def asked(records: Iterable[Record]) -> Asked:
+    """The operators that any backend's records expect, each with the ways of quantizing that it is expected in."""
+    return frozenset((name, _column(record)) for record in records for name in operators(record.expected_ops))
 
-    Rows and columns are those of all `records`, whatever their backend, so that the tables of a report are alike. A
+
+def coverage(own: Sequence[Record], asked: Asked) -> Coverage:
+    """Count the records of one backend by expected operator and way of quantizing.
+
+    Rows and columns are those of all that is `asked`, of whatever backend, so that the tables of a report are alike. A
     record that expects several operators counts for each.
     """
-    asked = {(name, _column(record)) for record in records for name in operators(record.expected_ops)}
     counted: dict[tuple[str, Column], list[Record]] = {}
-    for record in records:
-        if record.backend == backend and record.verdict is not Verdict.ERROR:
+    for record in own:
+        if record.verdict is not Verdict.ERROR:
             for name in operators(record.expected_ops):
                 counted.setdefault((name, _column(record)), []).append(record)
     columns = tuple(sorted({column for _, column in asked}))

@@ -13,7 +13,7 @@ from typing import Any, Final
 from conformance.diff import Change
 from conformance.record import Declared, Layer, Measures, Record, Run, Subject
 from conformance.report import summary
-from conformance.report.coverage import capabilities, coverage, lacks, properties
+from conformance.report.coverage import Asked, asked, capabilities, coverage, lacks, properties
 from conformance.report.disagreement import disagree
 from conformance.report.layers import story
 from conformance.report.rows import Cell, row_name, rows
@@ -94,7 +94,9 @@ def details(run: Run, records: Sequence[Record], changes: Changes) -> dict[str, 
     cases: dict[str, int] = {}
     case_rows: list[list[int]] = []
     record_rows: list[list[Any]] = []
+    own: dict[str, list[Record]] = {name: [] for name in run.backends}
     for record in records:
+        own.setdefault(record.backend, []).append(record)
         subject = record.subject
         if subject.case not in cases:
             cases[subject.case] = len(case_rows)
@@ -102,13 +104,14 @@ def details(run: Run, records: Sequence[Record], changes: Changes) -> dict[str, 
             case_rows.append([values.place(_plain(getattr(subject, key.name))) for key in fields(Subject)])
         change = changes.get((record.backend, subject.case))
         record_rows.append([*_row(record, cases[subject.case], values), values.place(_changed(change))])
+    everything = asked(records)
     return {
         "measures": [key.name for key in fields(Measures)],
         "layers": [key.name for key in fields(Layer)],
         "values": values.rows,
         "cases": {"fields": [key.name for key in fields(Subject)], "rows": case_rows, "owners": owners},
         "records": {"fields": [*(key.name for key in fields(Record)), "change"], "rows": record_rows},
-        "pages": {name: page(run, name, records) for name in run.backends},
+        "pages": {name: page(run, name, own[name], everything) for name in run.backends},
     }
 
 
@@ -137,11 +140,13 @@ def _changed(change: Change | None) -> list[Any] | None:
     return None if change is None else [change.kind, [[each.what, each.before, each.after] for each in change.shifts]]
 
 
-def page(run: Run, backend: str, records: Sequence[Record]) -> dict[str, Any]:
-    """Return what the page shows of one backend: declared and shown, properties, known failures, coverage."""
-    own = [record for record in records if record.backend == backend]
+def page(run: Run, backend: str, own: Sequence[Record], asked: Asked) -> dict[str, Any]:
+    """Return what the page shows of one backend: declared and shown, properties, known failures, coverage.
+
+    `own` are its records, and `asked` is what those of all backends expect.
+    """
     said = run.declared.get(backend, Declared())
-    covered = coverage(backend, records)
+    covered = coverage(own, asked)
     known = summary.known_failures(own)
     grid = summary.by_mode_and_capture(own)
     return {
@@ -156,7 +161,7 @@ def page(run: Run, backend: str, records: Sequence[Record]) -> dict[str, Any]:
         "lacks": [list(astuple(each)) for each in lacks(said, own)],
         "properties": [[*astuple(each), each.contradicted] for each in properties(said, own)],
         "known": [[group.reason, len(group.cases), group.cases[0]] for group in known],
-        "debts": [line for line in summary.debts(run, records) if line.startswith(f"{backend}: ")],
+        "debts": [line for line in summary.debts(run, own) if line.startswith(f"{backend}: ")],
         "columns": [list(column) for column in covered.columns],
         "coverage": [[name, cells] for name, cells in covered.rows],
         "never_asked": covered.never_asked(),

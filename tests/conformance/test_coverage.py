@@ -12,6 +12,7 @@ from conformance.report.coverage import (
     Column,
     Lack,
     Property,
+    asked,
     capabilities,
     coverage,
     lacks,
@@ -53,7 +54,7 @@ def test_cells_count_what_is_native_of_what_is_scored() -> None:
         asking("conv", TENSOR, Verdict.FALLBACK),
         asking("conv", STATIC, backend="b"),
     ]
-    found = coverage("a", records)
+    found = coverage([record for record in records if record.backend == "a"], asked(records))
     assert found.columns == (DYNAMIC, STATIC, TENSOR)
     assert found.rows == (("conv", (None, None, (0, 1, 0))), ("linear", ((1, 1, 0), (1, 3, 1), None)))
     assert found.never_asked() == [
@@ -67,7 +68,7 @@ def test_cells_count_what_is_native_of_what_is_scored() -> None:
 def test_every_scored_record_that_asks_for_an_operator_is_in_one_cell_of_it() -> None:
     verdicts = list(Verdict)
     records = [asking("linear", (STATIC, DYNAMIC)[n % 2], verdicts[n % 8]) for n in range(40)]
-    ((_, cells),) = coverage("a", records).rows
+    ((_, cells),) = coverage(records, asked(records)).rows
     assert sum(cell.scored for cell in cells if cell) == sum(r.verdict is not Verdict.ERROR for r in records)
     assert sum(cell.native for cell in cells if cell) == sum(r.verdict is Verdict.NATIVE for r in records)
 
