@@ -102,10 +102,13 @@ def _prepared(task: Task, scripted: Any, engine: str) -> Any:
 
 
 def _refuse_transposed_by_channel(module: Any, mapping: QConfigMapping) -> None:
-    """Raise Unsupported where the flow's kernels would refuse the scales of a transposed convolution's weight."""
+    """Raise Unsupported where the flow's kernels would refuse the scales of a transposed convolution's weight.
+
+    Those of three dimensions the flow leaves in float.
+    """
     from torch import nn
 
-    kinds = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+    kinds = (nn.ConvTranspose1d, nn.ConvTranspose2d)
     paths = [path for path, layer in module.named_modules() if isinstance(layer, kinds)]
     rules = [mapping.resolve(path, "") for path in paths]
     if any(rule is not None and rule.weight is not None and rule.weight.axis is not None for rule in rules):
