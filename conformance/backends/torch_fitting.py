@@ -23,8 +23,15 @@ def distill(prepared: nn.Module, teacher: nn.Module, batches: Sequence[tuple[Ten
 
     Batch norms go by their running statistics; the steps are those of the bundled library's own training.
     """
-    from torch.ao.nn.intrinsic.qat import freeze_bn_stats
-
-    prepared.apply(freeze_bn_stats)
+    for norm in _norms(prepared):
+        norm.eval()
     train_towards(prepared, teacher, batches)
     prepared.eval()
+
+
+def _norms(prepared: nn.Module) -> list[nn.Module]:
+    """All batch norms, those within fused layers among them.
+
+    Torch's own `freeze_bn_stats` knows those within fused convolutions alone.
+    """
+    return [module for module in prepared.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]

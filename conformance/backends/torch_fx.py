@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -69,19 +68,23 @@ def _prepared(task: Task, engine: str) -> Any:
     qconfigs = torch_mapping(mapping_of(task.qconfig), task.mode, engine)
     prepare = prepare_qat_fx if task.mode == "qat" else prepare_fx
     # Its own copy: the float module is the one that training is after.
-    module = _held(copy.deepcopy(task.module)).train(task.mode == "qat")
+    module = _held(copy.deepcopy(task.module), len(task.inputs)).train(task.mode == "qat")
     try:
         return prepare(module, qconfigs, task.inputs)
     except TraceError as error:
         raise Unsupported(f"its tracer can't follow {_CONTROL_FLOW}: {error}", _CONTROL_FLOW) from error
 
 
-def _held(module: Any) -> Any:
-    """A layer within a model, as the flow expects it: layers are taken as they are, but the model is looked into."""
+def _held(module: Any, inputs: int) -> Any:
+    """A layer within a model, as the flow expects it: layers are taken as they are, but the model is looked into.
+
+    So it is with each layer that is given one input, whatever else it could be given, as a transposed convolution the
+    size of its output.
+    """
     from torch import nn
 
     layer = type(module).__module__.startswith("torch.nn.") and not isinstance(module, nn.Sequential)
-    return nn.Sequential(module) if layer and len(inspect.signature(module.forward).parameters) == 1 else module
+    return nn.Sequential(module) if layer and inputs == 1 else module
 
 
 def _fit(prepared: Any, task: Task) -> None:
@@ -97,8 +100,9 @@ def _fit(prepared: Any, task: Task) -> None:
 def torch_mapping(mapping: QConfigMapping, mode: str, engine: str) -> Any:
     """A spec's QConfigs as the flow's own; raises Unsupported for what it has no word for.
 
-    What the flow's default says of operators whose results have a known range, of reshapes, of transposed convolutions,
-    layer norms and slopes is kept: without it they are refused or left in float.
+    What the flow's default says of operators whose results have a known range, of reshapes, layer norms and slopes is
+    kept: without it they are refused or left in float. Weights of transposed convolutions, which the flow refuses by
+    channel in every mode and on every engine, have one scale, as its default gives them where it knows of that.
     """
     import torch
     from torch.ao.quantization import QConfigMapping as TorchMapping
@@ -108,6 +112,8 @@ def torch_mapping(mapping: QConfigMapping, mode: str, engine: str) -> Any:
     if mode != "dynamic":
         for kind, qconfig in _of_operators(mapping.default, mode, engine):
             found.set_object_type(kind, qconfig)
+    for kind in _transposed():
+        found.set_object_type(kind, _qconfig(_per_tensor(mapping.default), mode))
     for kind, rule in mapping.types.items():
         found.set_object_type(getattr(torch.nn, kind.removeprefix("nn.")), _qconfig(rule, mode))
     for path, rule in mapping.modules.items():
@@ -130,6 +136,22 @@ def _qconfig(rule: QConfig | None, mode: str) -> Any:
     raise lacking("weights alone in few bits")
 
 
+def _transposed() -> list[Any]:
+    """Transposed convolutions, as layers and as functions."""
+    from torch import nn
+    from torch.nn import functional
+
+    layers: list[Any] = [nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d]
+    return [*layers, functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d]
+
+
+def _per_tensor(rule: QConfig | None) -> QConfig | None:
+    """A QConfig whose weights have one scale; one without activations, which is of weights alone, stays as it is."""
+    if rule is None or rule.activation is None or rule.weight is None:
+        return rule
+    return replace(rule, weight=replace(rule.weight, axis=None))
+
+
 def _of_operators(rule: QConfig | None, mode: str, engine: str) -> list[tuple[Any, Any]]:
     """What the flow's default says of single operators, with the observers of `rule` in place of its usual ones."""
     from torch.ao import quantization as flow
@@ -140,13 +162,10 @@ def _of_operators(rule: QConfig | None, mode: str, engine: str) -> list[tuple[An
     usual = default(engine)
     common: Any = usual.global_qconfig
     ours = torch_qconfig(rule, mode)
-    per_tensor = torch_qconfig(replace(rule, weight=replace(rule.weight, axis=None)), mode)
 
     def adapted(kind: Any, qconfig: Any) -> Any:
         if qconfig == common:
             return ours
-        if "transpose" in str(kind).lower():
-            return per_tensor
         if qconfig.activation in (common.activation, flow.HistogramObserver):
             return flow.QConfig(activation=ours.activation, weight=qconfig.weight)
         return qconfig

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conformance.backend import About, Backend, Program, Quantized, Stage, Task
 from conformance.backends import torch_engine, torch_qconfigs
 from conformance.backends.qlib import mapping_of
+from conformance.errors import Unsupported
+
+if TYPE_CHECKING:
+    from conformance.backends.qlib import QConfigMapping
 
 MODES = frozenset({"static", "dynamic"})
 CAPTURES = frozenset({"trace", "script"})
+_TRANSPOSED_BY_CHANNEL = "transposed convolutions with weights by channel"
 LACKS = torch_qconfigs.LACKS | {
     "QConfigs by type",
     torch_qconfigs.OTHER_ACTIVATIONS,
     torch_qconfigs.OTHER_WEIGHTS,
     torch_qconfigs.WEIGHTS_WITH_ZERO_POINT,
+    _TRANSPOSED_BY_CHANNEL,
 }
 
 # The flow warns that its debug form is of no use where there are sums or products with a number.
@@ -88,9 +94,27 @@ def _prepared(task: Task, scripted: Any, engine: str) -> Any:
     torch_qconfigs.refuse_types(mapping)
     torch_qconfigs.refuse_zero_points(mapping, engine)
     torch_qconfigs.refuse_types_of_integers(mapping)
+    if task.mode == "static":
+        _refuse_transposed_by_channel(task.module, mapping)
     rules = {"": mapping.default, **mapping.modules}
     qconfigs = {path: torch_qconfigs.torch_qconfig(rule, task.mode) for path, rule in rules.items()}
     return (prepare_dynamic_jit if task.mode == "dynamic" else prepare_jit)(scripted, qconfigs)
+
+
+def _refuse_transposed_by_channel(module: Any, mapping: QConfigMapping) -> None:
+    """Raise Unsupported where the flow's kernels would refuse the scales of a transposed convolution's weight.
+
+    Those of three dimensions the flow leaves in float.
+    """
+    from torch import nn
+
+    kinds = (nn.ConvTranspose1d, nn.ConvTranspose2d)
+    paths = [path for path, layer in module.named_modules() if isinstance(layer, kinds)]
+    rules = [mapping.resolve(path, "") for path in paths]
+    if any(rule is not None and rule.weight is not None and rule.weight.axis is not None for rule in rules):
+        raise Unsupported(
+            "its transposed convolutions know no weights with a scale for each channel", _TRANSPOSED_BY_CHANNEL
+        )
 
 
 def _converter(mode: str) -> Any:

@@ -15,6 +15,7 @@ from conformance.backends.qlib import mapping_of
 from conformance.backends.torch_qconfigs import PLAIN_TENSORS, Words, arguments, constructor, in_mode
 from conformance.backends.torch_spared import spared
 from conformance.environment import installed
+from conformance.errors import Unsupported
 
 if TYPE_CHECKING:
     from conformance.backends.qlib import QConfig, QConfigMapping, QSpec
@@ -24,7 +25,8 @@ Finish = Callable[[Any, Task], tuple[Program, Program | None]]
 
 PACKAGES = ("torchao", "torch")
 MODES = frozenset({"static", "dynamic"})
-LACKS = torch_qconfigs.LACKS - {"int16"}
+_WEIGHTS_WITH_ZERO_POINT = "weights with a zero point"
+LACKS = torch_qconfigs.LACKS - {"int16"} | {_WEIGHTS_WITH_ZERO_POINT}
 
 
 def reference(target: str) -> Backend:
@@ -147,6 +149,8 @@ def _configuration(rule: QConfig | None, mode: str) -> Any:
     if rule is None:
         return None
     (activation, weight), words = in_mode(rule, mode), Words(observer, PLAIN_TENSORS)
+    if not weight.symmetric:
+        raise Unsupported("its quantizer refuses weights with a zero point", _WEIGHTS_WITH_ZERO_POINT)
 
     def spec(of: QSpec) -> Any:
         make = constructor(of, words)

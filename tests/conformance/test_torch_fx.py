@@ -10,7 +10,7 @@ from torch import nn
 from conformance.backends import open_backend
 from conformance.backends.qlib import mapping_of
 from conformance.backends.torch_fitting import distill
-from conformance.backends.torch_fx import torch_mapping
+from conformance.backends.torch_fx import _held, torch_mapping
 from conformance.engine import Trial, run_case
 from conformance.errors import UsageError
 from conformance.record import Verdict
@@ -96,6 +96,26 @@ def test_operators_of_known_results_keep_their_observers() -> None:
     assert transposed.qscheme == torch.per_tensor_symmetric
     assert mapping.global_qconfig.weight().qscheme == torch.per_channel_symmetric
     assert kinds[nn.PReLU].activation().quant_max == 255
+
+
+@pytest.mark.parametrize("engine", ["x86", "onednn", "qnnpack"])
+@pytest.mark.parametrize("mode", ["static", "dynamic", "qat"])
+def test_transposed_convolutions_have_weights_of_one_scale(engine: str, mode: str) -> None:
+    kinds = torch_mapping(mapping_of(None), mode, engine).object_type_qconfigs
+    assert kinds[nn.ConvTranspose1d].weight().qscheme == torch.per_tensor_symmetric
+
+
+def test_a_layer_that_could_be_given_more_is_held_by_a_model() -> None:
+    assert isinstance(_held(nn.ConvTranspose2d(2, 3, 3), 1), nn.Sequential)
+    assert isinstance(_held(nn.EmbeddingBag(4, 3), 2), nn.EmbeddingBag)
+
+
+def test_batch_norms_keep_their_statistics_in_training() -> None:
+    student = nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3)).train()
+    distill(student, nn.Linear(6, 3), [(torch.randn(8, 6) + 5,)] * STEPS)
+    norm = student[1]
+    assert isinstance(norm, nn.BatchNorm1d) and norm.running_mean is not None
+    assert not norm.running_mean.any() and norm.num_batches_tracked == 0
 
 
 def test_training_moves_the_weights_towards_the_teacher() -> None:

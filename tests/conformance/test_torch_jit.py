@@ -35,6 +35,11 @@ cases:
     module: nn.Linear(12, 8)
     qconfig: int8
     expect: {ops: {quantized::linear: 1}, accuracy: {sqnr_db: 25}}
+  - id: transposed
+    why: its kernels refuse weights of transposed convolutions by channel
+    module: nn.ConvTranspose2d(3, 4, 3)
+    inputs: {x: {shape: [2, 3, 5, 5]}}
+    expect: {ops: {quantized::conv_transpose2d: 1}, accuracy: {sqnr_db: 25}}
   - id: by_type
     why: a QConfig that it has no word for
     module: nn.Linear(12, 8)
@@ -71,6 +76,7 @@ def test_verdicts(found: dict[str, Trial], capture: str) -> None:
     assert record("in_float static")[0] is Verdict.FALLBACK
     assert "aten::softplus: 1" in record("in_float static")[1]
     assert record("other_types static")[0] is Verdict.UNSUPPORTED and "uint8" in record("other_types static")[1]
+    assert record("transposed static")[0] is Verdict.UNSUPPORTED and "channel" in record("transposed static")[1]
     assert record("by_type static")[0] is Verdict.UNSUPPORTED and "by type" in record("by_type static")[1]
 
 
