@@ -37,7 +37,7 @@ vectors, sequences, images = torch.rand(4, 10), torch.rand(6, 4, 10), torch.rand
 for name, last, first, x in (
     ("Hardtanh(-2, 1)", nn.Hardtanh(-2, 1), nn.Linear(10, 8), vectors),
     ("Hardtanh(-2.0, 1.0)", nn.Hardtanh(-2.0, 1.0), nn.Linear(10, 8), vectors),
-    ("BatchNorm1d that is not folded", nn.BatchNorm1d(4), nn.Linear(10, 8), sequences),
+    ("BatchNorm1d along the middle dimension", nn.BatchNorm1d(4), nn.Linear(10, 8), sequences),
     ("max(1).values", Largest(), nn.Conv2d(6, 4, 3), images),
     ("ZeroPad2d", nn.ZeroPad2d(1), nn.Conv2d(6, 4, 3), images),
 ):
