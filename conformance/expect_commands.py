@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -17,7 +16,7 @@ from conformance.known_file import FOLDER, load_known, path_of
 from conformance.known_lint import Evidence, mistakes_in
 from conformance.known_update import appended, entry_text, groups
 from conformance.places import bundled_specs
-from conformance.record import Record, Subject, Verdict, subject_of
+from conformance.record import Subject, Verdict, subject_of
 from conformance.store import Results, meant, read
 
 RESULTS = click.Path(path_type=Path, dir_okay=False)
@@ -124,7 +123,7 @@ def _updated(backend: str, found: Results, subjects: Sequence[Subject], reason: 
     known = expected([entry.known for entry in file.entries], backend, found.run.versions.get(backend, {}), today)
     own = [record for record in found.records if record.backend == backend]
     # By the file as it is now, so that doing this twice adds nothing.
-    judged: list[Record] = [apply(replace(record, known=None, lapsed=None), known) for record in own]
+    judged = [apply(record, known) for record in own]
     failed = [record for record in judged if record.failed and not record.unexpected_pass]
     harness = [record for record in failed if record.verdict is Verdict.ERROR]
     gathered = groups([record for record in failed if record.verdict is not Verdict.ERROR], subjects)

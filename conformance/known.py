@@ -186,8 +186,9 @@ def expected(entries: Sequence[Known], backend: str, versions: Mapping[str, str]
 def apply(record: Record, known: Expected) -> Record:
     """Mark a record that fails as expected with the reason; one that was expected to fail and passes is marked too.
 
-    A failure whose entry has expired is marked as `lapsed`, and counts as any other.
+    A failure whose entry has expired is marked as `lapsed`, and counts as any other. Earlier marks are not heeded.
     """
+    record = replace(record, known=None, lapsed=None)
     if entry := _first(known.holding, record):
         return replace(record, known=entry.text)
     if record.verdict is Verdict.NATIVE:

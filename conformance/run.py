@@ -130,8 +130,9 @@ def execute(plan: Plan, path: Path, known: Entries, show: Show) -> list[Record]:
 def resume(plan: Plan, path: Path, known: Entries, show: Show) -> list[Record]:
     """Run what the results file at `path` still lacks of the plan, and append it; returns old and new records.
 
-    Cases whose backend could not be opened, and those whose spec has changed, are run again. Raises UsageError where
-    the file has cases that the plan has not, or is of other backends or another environment.
+    Cases whose backend could not be opened, and those whose spec has changed, are run again; the others are marked by
+    the known failures as they are now. Raises UsageError where the file has cases that the plan has not, or is of other
+    backends or another environment.
     """
     opened = open_plan(plan, known)
     before, now = read(path), head_of(opened)
@@ -139,8 +140,9 @@ def resume(plan: Plan, path: Path, known: Entries, show: Show) -> list[Record]:
     if found := obstacles(head, now):
         listed = "\n  ".join(found)
         raise UsageError(f"{path}: can't be resumed, since it was made otherwise:\n  {listed}\nrun without --resume")
-    head = replace(head, cases=now.cases, planned=now.planned)
-    finished = [record for record in before.records if as_planned(record, head) and not _unopened(record)]
+    head = replace(head, cases=now.cases, planned=now.planned, debt=now.debt)
+    kept = [record for record in before.records if as_planned(record, head) and not _unopened(record)]
+    finished = [apply(record, opened.known[record.backend]) for record in kept]
     done = {(record.backend, record.subject.case) for record in finished}
     left = [job for job in plan.jobs if (job.backend, job.case.id) not in done]
     for record in finished:
@@ -148,6 +150,9 @@ def resume(plan: Plan, path: Path, known: Entries, show: Show) -> list[Record]:
     with appending(path) as writer:
         if head != before.run:
             writer.head(head)
+        for record, earlier in zip(finished, kept, strict=True):
+            if record != earlier:
+                writer.append(record)
         return [*finished, *_kept(_records(opened, left), opened, writer, show)]
 
 
@@ -160,12 +165,7 @@ def _with_newly_opened(before: Run, now: Run) -> Run:
     """The earlier head, with what backends that could not be opened then say of themselves now."""
     late = {name for name, said in before.declared.items() if said == Declared()}
     heard = {name: said for name, said in now.declared.items() if name in late}
-    debts = {debt.backend: debt for debt in now.debt if debt.backend in late}
-    return replace(
-        before,
-        declared={**before.declared, **heard},
-        debt=tuple(debts.get(debt.backend, debt) for debt in before.debt),
-    )
+    return replace(before, declared={**before.declared, **heard})
 
 
 def _kept(coming: Records, opened: Opened, writer: Writer, show: Show) -> Records:

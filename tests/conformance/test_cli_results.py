@@ -105,6 +105,22 @@ def test_cases_whose_spec_has_changed_are_run_again(conformance: Command, small:
     assert sorted(wrong) == sorted(changed) != []
 
 
+def test_records_are_marked_by_the_known_failures_of_now(
+    conformance: Command, small: Path, tmp_path: Path, expected: Path
+) -> None:
+    assert conformance("run", small, "--backend", "float-only").code == 1
+    results = tmp_path / "results" / "results.jsonl"
+    assert conformance("expect", "update", results, "--specs", small, "--reason", "it has no kernels").code == 0
+    said = conformance("run", small, "--backend", "float-only", "--resume", results)
+    assert said.code == 0, said.out
+    after = read(results)
+    assert {record.known for record in after.records} == {"it has no kernels"}
+    assert [debt.entries > 0 for debt in after.run.debt] == [True] and after.run.planned == len(after.records)
+    size = results.stat().st_size
+    assert conformance("run", small, "--backend", "float-only", "--resume", results).code == 0
+    assert results.stat().st_size == size, "nothing has changed since"
+
+
 def test_new_cases_are_run(conformance: Command, small: Path, tmp_path: Path) -> None:
     conformance("run", small)
     results = tmp_path / "results" / "results.jsonl"
