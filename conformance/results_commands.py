@@ -13,6 +13,7 @@ from conformance.command import FAILED, OK, USAGE, write
 from conformance.diff import Change, Difference, Kind, compare
 from conformance.errors import UsageError
 from conformance.merge import merge
+from conformance.placeless import placeless
 from conformance.report.difference import FORMATS
 from conformance.store import COMPRESSED, Results, of_backends, read, write_all, write_compressed
 
@@ -115,12 +116,13 @@ def merge_command(parts: tuple[Path, ...], output: Path) -> int:
 def publish_command(results: Path, folder: Path) -> int:
     """Write a folder that stands on its own: README.md, report.html, badges and the RESULTS, compressed.
 
-    A file FINDINGS.md in the folder is kept as it is, and its headings are listed in README.md. Every command that
-    reads results reads the compressed ones too.
+    Files are named in it from this folder or from their package on, whatever folders the results were made in. A file
+    FINDINGS.md in the folder is kept as it is, and its headings are listed in README.md. Every command that reads
+    results reads the compressed ones too.
     """
     from conformance.report import html, index
 
-    found, findings = read_whole(results), folder / "FINDINGS.md"
+    found, findings = placeless(read_whole(results), Path.cwd()), folder / "FINDINGS.md"
     links = {"the report as a page": "report.html", "every record": f"results.jsonl{COMPRESSED}"}
     if findings.is_file():
         links["the findings"] = findings.name
