@@ -23,4 +23,4 @@ def placeless(results: Results, root: Path) -> Results:
 
 
 def _short(text: str, root: Path) -> str:
-    return _FOLDERS.sub("", text.replace(f"{root}/", ""))
+    return _FOLDERS.sub("", text).replace(f"{root}/", "")

@@ -17,6 +17,7 @@ from conformance.store import Results
         ('File "/opt/py-3.12/lib/python3.12/json/decoder.py", line 3', 'File "json/decoder.py", line 3'),
         ('File "/tmp/conformance-a1b2/conformance/engine.py"', 'File "conformance/engine.py"'),
         ("/home/me/suite/specs/linear.qspec.yaml:3", "specs/linear.qspec.yaml:3"),
+        ("/home/me/suite/.tox/py/lib/python3.11/site-packages/conformance/x.py", "conformance/x.py"),
         ("a/b of /c, 3/4 and https://example.org/x", "a/b of /c, 3/4 and https://example.org/x"),
     ],
 )
