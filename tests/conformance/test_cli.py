@@ -139,7 +139,7 @@ def test_folders_are_searched(conformance: Command, tmp_path: Path) -> None:
     ("arguments", "code", "text"),
     [
         (["run", "{small}", "--backend", "qlibb"], 2, "Did you mean 'qlib'?"),
-        (["run", "{small}", "--backend", "qlib:fastt"], 2, "expected 'fast' or 'reference'"),
+        (["run", "{small}", "--backend", "qlib:fastt"], 2, "expected one of fast, reference"),
         (["run", "{small}", "--mode", "sttic"], 2, "'sttic' is not one of"),
         (["run", "{small}", "-n", "0"], 2, "0 is not in the range"),
         (["run", "{small}", "--no-such-option"], 2, "No such option"),
