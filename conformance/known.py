@@ -27,6 +27,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion, Version
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from conformance.backends import target_of
 from conformance.frozenmap import FrozenMap
 from conformance.record import Debt, Record, Subject, Verdict
 from conformance.spec import Capture, Mode
@@ -100,7 +101,7 @@ class Known(BaseModel):
 
     def names(self, subject: Subject, backend: str) -> bool:
         """Whether this is about the case on this backend."""
-        return self.chooses(subject) and (self.target is None or backend.partition(":")[2] in self.target)
+        return self.chooses(subject) and (self.target is None or target_of(backend) in self.target)
 
     def chooses(self, subject: Subject) -> bool:
         """Whether this is about the case, whatever the backend's target."""
@@ -174,7 +175,7 @@ class Expected:
 
 def expected(entries: Sequence[Known], backend: str, versions: Mapping[str, str], today: datetime.date) -> Expected:
     """Sort a backend's entries by whether they hold for its versions and on this day."""
-    target = backend.partition(":")[2]
+    target = target_of(backend)
     own = [entry for entry in entries if entry.target is None or target in entry.target]
     fitting = [entry for entry in own if entry.fits(versions)]
     expired = tuple(entry for entry in fitting if entry.expired(today))

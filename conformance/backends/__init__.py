@@ -106,6 +106,13 @@ def process_of(name: str) -> Process:
     return _known(name.partition(":")[0]).process
 
 
+def target_of(name: str) -> str:
+    """The target that a name means: the first of the table where it names none, "" where there are none."""
+    stem, _, target = name.partition(":")
+    targets = BUILTIN[stem].targets if stem in BUILTIN else None
+    return target or next(iter(targets or ()), "")
+
+
 def offered() -> dict[str, Entry]:
     """Every backend that can be asked for; imports none, so that the targets of other distributions' are not known."""
     offered = {point.name: Entry(point.value, targets=None) for point in entry_points(group=GROUP)}

@@ -170,6 +170,8 @@ def test_a_matrix_value_may_be_written_as_in_the_spec_and_as_in_the_id(value: st
         ({"target": "fast"}, record(backend="odd:fast"), True),
         ({"target": ["fast", "slow"]}, record(backend="odd:slow"), True),
         ({"target": "fast"}, record(backend="odd"), False),
+        ({"target": "fast"}, record(backend="qlib"), True),
+        ({"target": "reference"}, record(backend="qlib"), False),
         ({}, record(backend="odd:fast"), True),
         ({"versions": {"torch": ">=2.13,<2.14", "odd": "<2"}}, record(), True),
         ({"versions": {"torch": ">=2.13,<2.14", "odd": "<1"}}, record(), False),
