@@ -239,7 +239,7 @@ def accuracy(evidence: Evidence, expect: ModeExpect) -> Finding | None:
     wanted = bounds.text(evidence.reference_sqnr_db)
     if not bounds.any:
         return Finding("accuracy", Outcome.VACUOUS, wanted, "this is the reference itself, or there is none")
-    if not any(x.numel() for x in evidence.float_outputs):
+    if evidence.empty:
         return Finding("accuracy", Outcome.VACUOUS, wanted, "the outputs are empty: there was nothing to compare")
     zeros = tuple(torch.zeros_like(x) for x in evidence.float_outputs)
     anything = any(bool(x.any()) for x in evidence.float_outputs)
@@ -342,8 +342,7 @@ def judge(evidence: Evidence, expect: ModeExpect) -> tuple[Finding, ...]:
 
 def correctness(evidence: Evidence) -> frozenset[str]:
     """The checks that show the values to be right; empty outputs have no values, and are right by their structure."""
-    empty = not any(x.numel() for x in evidence.float_outputs)
-    return CORRECTNESS | {"structure"} if empty else CORRECTNESS
+    return CORRECTNESS | {"structure"} if evidence.empty else CORRECTNESS
 
 
 def verdict(findings: tuple[Finding, ...], showing: frozenset[str] = CORRECTNESS) -> Verdict:

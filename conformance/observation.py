@@ -45,3 +45,8 @@ class Evidence:
     native_ops: Mapping[str, int] = field(default_factory=dict)
     reference_sqnr_db: float | None = None
     reference_ops: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def empty(self) -> bool:
+        """Whether the float model's outputs hold no number, so that there is nothing to compare."""
+        return not any(x.numel() for x in self.float_outputs)

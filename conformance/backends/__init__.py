@@ -159,17 +159,15 @@ def open_backend(name: str) -> Backend:
 
     Raises UsageError for a name or target that does not exist, EnvironmentTrouble where its package can't be imported.
     """
-    stem, _, target = name.partition(":")
+    stem = name.partition(":")[0]
     entry = _known(stem)
-    return cast(Backend, _factory(stem, entry)(_target(stem, target, entry.targets)))
+    return cast(Backend, _factory(stem, entry)(_checked(stem, target_of(name), entry.targets)))
 
 
-def _target(stem: str, target: str, targets: tuple[str, ...] | None) -> str:
-    """The target that is meant: the first where none is named."""
-    if targets is None or target in targets:
+def _checked(stem: str, target: str, targets: tuple[str, ...] | None) -> str:
+    """The target itself; raises UsageError for one that the backend does not have."""
+    if targets is None or target in targets or not (target or targets):
         return target
-    if not target:
-        return next(iter(targets), "")
     if not targets:
         raise UsageError(f"backend {stem} has no targets, found {target!r}: leave out the colon")
     raise UsageError(f"backend {stem} has no target {target!r}; expected one of {', '.join(targets)}")
